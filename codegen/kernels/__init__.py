@@ -1,0 +1,12 @@
+"""Sparse kernels as TVM functions, one schedule family a file.
+
+Every file offers `workspace(problem, schedule) -> int` and `emit(problem, schedule, symbol)`.
+"""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+from . import outputs
+
+EMITTERS: dict[str, ModuleType] = {"outputs": outputs}

@@ -1,0 +1,104 @@
+"""The search for a schedule, and the kernel that comes of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ..generate import code_version, generate
+from ..kernel import ANY_ROWS, Kernel, Variant
+from ..kernels.schedule import Schedule
+from .measure import Workload
+from .space import ROW_CLASSES, candidates, row_class
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ..problem import Problem
+    from ..target import Target
+    from .database import Database
+
+# Seconds of search a distinct problem, by effort.
+BUDGET = {"off": 0.0, "quick": 2.0, "thorough": 30.0}
+
+
+@dataclass(frozen=True, slots=True)
+class Tuner:
+    """Finds schedules for one target and number of threads.
+
+    Attributes:
+        effort: "off", "quick" or "thorough" (see `BUDGET`).
+        database: where searches are kept.
+    """
+
+    target: Target
+    threads: int
+    effort: str
+    database: Database
+
+    def kernel(self, problem: Problem, rows: Sequence[int]) -> tuple[Kernel, dict[int, Schedule]]:
+        """A kernel for any number of rows, tuned for `rows`; and the schedule that each of these gets.
+
+        Rows fall into classes (`ROW_CLASSES`); the largest of `rows` in a class decides it, and a class without any
+        gets the schedule that fits most machines.
+        """
+        asked = {row_class(n): n for n in sorted(rows)}
+        schedules = []
+        for i in range(len(ROW_CLASSES)):
+            if i in asked:
+                schedules.append(self.schedule(problem, asked[i], BUDGET[self.effort] / len(asked)))
+            else:
+                schedules.append(candidates(problem, self.target, ROW_CLASSES[i - 1] + 1 if i else 1)[0])
+        variants = tuple(self._variant(problem, schedule, i) for i, schedule in enumerate(schedules))
+        identity = "|".join([problem.key, *(variant.symbol for variant in variants)])
+        kernel = Kernel(
+            name=f"linear_{hashlib.sha256(identity.encode()).hexdigest()[:12]}",
+            in_features=problem.in_features,
+            out_features=problem.out_features,
+            block=problem.block,
+            panel=problem.panel,
+            epilogue=problem.epilogue,
+            variants=variants,
+        )
+        return kernel, {n: schedules[row_class(n)] for n in rows}
+
+    def _variant(self, problem: Problem, schedule: Schedule, index: int) -> Variant:
+        code = generate(problem, schedule, self.target)
+        return Variant(
+            symbol=code.symbol,
+            max_rows=ANY_ROWS if index == len(ROW_CLASSES) - 1 else ROW_CLASSES[index],
+            row_grain=schedule.tile_rows,
+            workspace=code.workspace,
+            parts_per_thread=schedule.parts_per_thread,
+            code=code.elf,
+        )
+
+    def schedule(self, problem: Problem, rows: int, seconds: float) -> Schedule:
+        """The fastest schedule for `rows` rows: from the database, else by timing candidates for `seconds`."""
+        guesses = candidates(problem, self.target, rows)
+        if self.effort == "off" or not self.target.host:
+            return guesses[0]
+        key = f"{problem.key} rows {rows} threads {self.threads} {self.target} {self.effort} code {code_version()}"
+        record = self.database.find("schedule", key)
+        if record is not None:
+            return Schedule(**record["schedule"])
+        best, taken = self._search(problem, rows, guesses, seconds)
+        self.database.store("schedule", key, {"schedule": dataclasses.asdict(best), "seconds": taken})
+        return best
+
+    def _search(
+        self, problem: Problem, rows: int, guesses: Sequence[Schedule], seconds: float
+    ) -> tuple[Schedule, float]:
+        start = time.perf_counter()
+        workload = Workload(problem, rows, self.threads)
+        best, least = guesses[0], workload.seconds(guesses[0], self.target)
+        for schedule in guesses[1:]:
+            if time.perf_counter() - start > seconds:
+                break
+            taken = workload.seconds(schedule, self.target)
+            if taken < least:
+                best, least = schedule, taken
+        return best, least

@@ -1,0 +1,92 @@
+"""What a user can ask for, as data."""
+
+from __future__ import annotations
+
+import os
+from enum import Enum
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from ..ir import UsageError, parse_pattern
+
+# Layers with fewer weights than this are too small for a sparse operator to pay.
+TINY_WEIGHTS = 16_384
+
+
+class Tune(str, Enum):
+    """How long to search for a kernel's schedule, a distinct problem."""
+
+    OFF = "off"  # the schedule that fits most machines, without measuring
+    QUICK = "quick"  # at most 2 seconds
+    THOROUGH = "thorough"  # at most 30 seconds
+
+
+class CompileConfig(BaseModel):
+    """Options of `sparsec.compile`; every one is also an option of the command line.
+
+    Attributes:
+        sparsity: share of zeros that pruning aims at in each layer, 0 to 1. None changes no weight: the zeros that
+            are there are compiled.
+        layer_sparsity: exceptions by layer name or glob, in order; the last that matches counts. A layer that is named
+            here is pruned even where the defaults would leave it (the model's last layer, tiny ones).
+        pattern: the shape of sparsity that pruning makes: "block:RxC" or "group:g". Zeros that are already there keep
+            their own shape.
+        target: "auto" (this machine's CPU) or "cpu:NAME" with LLVM's name of a CPU.
+        batch: batch sizes that must all get faster. Empty: the model's own, or 1 where it is dynamic.
+        dims: sizes of the model's other dynamic dimensions, by name; 128 where nothing is said.
+        tune: how long to search for schedules.
+        prune_all: prune layers that stay dense too, as zeros in their dense weights.
+        survey: where the model is dense and no sparsity is asked for, measure what pruning would bring.
+        seed: of random inputs.
+        threads: intra-op threads that the model will run with. 0: all cores that this process may use.
+        inputs: an .npz of inputs by name, used instead of random ones for checking and timing.
+        cache: folder of the tuning database. None: the user's cache folder.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    sparsity: Annotated[float, Field(ge=0, le=1)] | None = None
+    layer_sparsity: tuple[tuple[str, Annotated[float, Field(ge=0, le=1)]], ...] = ()
+    pattern: str = "group:16"
+    target: str = "auto"
+    batch: tuple[Annotated[int, Field(ge=1)], ...] = ()
+    dims: dict[str, Annotated[int, Field(ge=1)]] = Field(default_factory=dict)
+    tune: Tune = Tune.QUICK
+    prune_all: bool = False
+    survey: bool = True
+    seed: int = 0
+    threads: Annotated[int, Field(ge=0)] = 0
+    inputs: Path | None = None
+    cache: Path | None = None
+
+    @field_validator("pattern")
+    @classmethod
+    def _known_pattern(cls, text: str) -> str:
+        try:
+            return str(parse_pattern(text))
+        except UsageError as error:
+            raise ValueError(str(error)) from error
+
+    @property
+    def prunes(self) -> bool:
+        """Whether any weight may be changed."""
+        return self.sparsity is not None or bool(self.layer_sparsity)
+
+    def wanted_sparsity(self, layer: str) -> tuple[float | None, bool]:
+        """The sparsity asked for `layer`, and whether it was asked for by name."""
+        for name, sparsity in reversed(self.layer_sparsity):
+            if fnmatchcase(layer, name):
+                return sparsity, True
+        return self.sparsity, False
+
+    @property
+    def thread_count(self) -> int:
+        """Threads to run with, at least 1."""
+        if self.threads:
+            return self.threads
+        if hasattr(os, "sched_getaffinity"):
+            return len(os.sched_getaffinity(0))
+        return os.cpu_count() or 1

@@ -1,0 +1,149 @@
+"""The measured choice: each layer dense and sparse inside ONNX Runtime, then the whole model."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnxruntime
+
+from ..codegen.generate import code_version
+from ..ir import Decision, Timing
+from .exporter import SparseOp, export, layer_model, session_source
+from .runtime import Comparison, Runner, compare, open_session
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+    from ..codegen.target import Target
+    from ..codegen.tune import Database
+    from ..ir import Program
+    from .plan import Candidate
+    from .probe import Workload
+
+# A layer must win by more than the noise of its own measurement, and the whole model may not lose by more.
+LAYER_MARGIN = 1.02
+MODEL_MARGIN = 1.0
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Where and how things are timed.
+
+    Attributes:
+        library: the operator library with all candidates' kernels.
+        folder: scratch space for models that are too large to be opened from memory.
+        threads: intra-op threads.
+        database: where comparisons of layers are kept.
+    """
+
+    library: Path
+    folder: Path
+    threads: int
+    target: Target
+    database: Database
+
+
+def compare_layer(
+    program: Program, candidate: Candidate, op: SparseOp, workload: Workload, bench: Bench
+) -> tuple[Timing, ...]:
+    """Dense against sparse, the layer alone, at each batch size; replayed where the same was measured before."""
+    layer = candidate.layer
+    timings = []
+    for batch in workload.batches:
+        shape = workload.shapes[batch][layer.name]
+        nodes = ",".join(node.op_type for node in layer.nodes)
+        key = (
+            f"{op.kernel} blocks {op.matrix.blocks} x {list(shape)} {nodes} {layer.transpose_x:d}{layer.transpose_y:d} "
+            f"threads {bench.threads} {bench.target} code {code_version()} onnxruntime {onnxruntime.__version__}"
+        )
+        record = bench.database.find("comparison", key)
+        if record is None:
+            result = _compare_layer(program, candidate, op, shape, bench)
+            bench.database.store("comparison", key, dataclasses.asdict(result))
+        else:
+            result = Comparison(**{**record, "spread": tuple(record["spread"])})
+        timings.append(result.timing(batch, workload.rows(layer.name, batch)))
+    return tuple(timings)
+
+
+def _compare_layer(
+    program: Program, candidate: Candidate, op: SparseOp, shape: tuple[int, ...], bench: Bench
+) -> Comparison:
+    rng = np.random.default_rng(0)
+    runners = []
+    for chosen in (None, op):
+        model = layer_model(program, candidate.layer, shape, chosen)
+        session = open_session(session_source(model, bench.folder), bench.threads, bench.library)
+        feeds = {value.name: rng.standard_normal(value.shape).astype(np.float32) for value in session.get_inputs()}
+        runners.append(Runner(session, feeds))
+    return compare(runners[0], runners[1])
+
+
+def choose(timings: tuple[Timing, ...]) -> tuple[bool, str]:
+    """Whether sparse wins at every batch size, and the reason in words."""
+    worst = min(timings, key=lambda timing: timing.speedup)
+    if worst.speedup >= LAYER_MARGIN:
+        gains = ", ".join(f"{timing.speedup:.1f}x at batch {timing.batch}" for timing in timings)
+        return True, f"faster: {gains}"
+    if worst.speedup >= 1 / LAYER_MARGIN:
+        return False, f"no faster at batch {worst.batch}"
+    return False, f"{1 / worst.speedup:.1f}x slower at batch {worst.batch}"
+
+
+def compare_models(
+    program: Program, ops: Mapping[str, SparseOp], workload: Workload, bench: Bench, pairs: int = 7
+) -> tuple[Timing, ...]:
+    """The whole model, as it came against sparse, at each batch size."""
+    dense = open_session(session_source(program.model, bench.folder), bench.threads)
+    sparse = open_session(session_source(export(program, ops), bench.folder), bench.threads, bench.library)
+    timings = []
+    for batch, feeds in workload.feeds.items():
+        result = compare(Runner(dense, feeds), Runner(sparse, feeds), pairs)
+        timings.append(result.timing(batch, batch))
+    return tuple(timings)
+
+
+def settle(
+    gains: Mapping[str, float], measure: Callable[[set[str]], tuple[Timing, ...]]
+) -> tuple[set[str], tuple[Timing, ...]]:
+    """Take layers back, those that gain least first, until the whole model is not slower at any batch size.
+
+    Args:
+        gains: microseconds that each sparse layer saves by itself.
+        measure: times the model with these layers sparse.
+
+    Returns:
+        The layers that stay sparse, and the model's timings with them; no timings where none stay.
+    """
+    order = sorted(gains, key=lambda name: gains[name])
+    while order:
+        timings = measure(set(order))
+        if all(timing.speedup >= MODEL_MARGIN for timing in timings):
+            return set(order), timings
+        order = order[-(len(order) // 2) :] if len(order) > 1 else []
+    return set(), ()
+
+
+def sparse_decision(candidate: Candidate, reason: str, timings: tuple[Timing, ...], schedule: str) -> Decision:
+    """The record of a layer that became sparse."""
+    layer, matrix = candidate.layer, candidate.matrix
+    return Decision(
+        layer=layer.name,
+        kind=layer.kind.value,
+        op_type=layer.op_type,
+        shape=(layer.out_features, layer.in_features),
+        choice="sparse",
+        reason=f"{reason}; kept its zeros, {candidate.found}" if candidate.found else reason,
+        pattern=str(matrix.pattern),
+        zeros_before=layer.zeros,
+        zeros_after=float((matrix.to_dense() == 0).mean()),
+        bytes_dense=layer.weight.nbytes,
+        bytes_sparse=matrix.nbytes,
+        schedule=schedule,
+        timings=timings,
+        pruned=candidate.pruned,
+    )

@@ -1,0 +1,406 @@
+"""The way a model takes through sparsec, as one function: `compile`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import tempfile
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from ..codegen.ort.library import build_library
+from ..codegen.problem import Problem
+from ..codegen.target import Target, parse_target
+from ..codegen.tune import Database, Tuner, default_path
+from ..ir import Decision, SparsecError
+from . import artifact
+from .config import CompileConfig
+from .decide import Bench, choose, compare_layer, compare_models, settle, sparse_decision
+from .exporter import SparseOp, export, save, session_source
+from .frontend import read
+from .plan import Candidate, make_plan, pruned_weight
+from .probe import Workload, probe
+from .report import Report, SurveyPoint, Verification
+from .runtime import open_session, run_session
+
+if TYPE_CHECKING:
+    import onnx
+    from numpy.typing import NDArray
+
+    from ..codegen.kernel import Kernel
+    from ..ir import Layer, Program, Timing
+
+# Sparsities that the survey of a dense model measures.
+SURVEY = (0.5, 0.7, 0.8, 0.9)
+# Above this relative error against the dense model with the same weights an artifact is wrong, not merely rounded.
+WRONG = 1e-2
+
+
+class Progress(Protocol):
+    """What the library tells about its work; it never prints."""
+
+    def start(self, stage: str, total: int | None) -> None:
+        """A stage of `total` steps begins (None: unknown)."""
+
+    def advance(self, detail: str = "") -> None:
+        """One step is done."""
+
+
+class _Silent:
+    def start(self, stage: str, total: int | None) -> None:
+        pass
+
+    def advance(self, detail: str = "") -> None:
+        pass
+
+
+@dataclass(frozen=True)
+class _Context:
+    """What every step needs and none changes."""
+
+    config: CompileConfig
+    target: Target
+    tuner: Tuner
+    folder: Path
+    progress: Progress
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    """Candidates, measured: which became sparse, and the records."""
+
+    ops: dict[str, SparseOp]
+    kernels: tuple[Kernel, ...]
+    decisions: dict[str, Decision]
+    timings: tuple[Timing, ...]
+
+
+def compile(
+    model: str | Path | bytes | onnx.ModelProto,
+    config: CompileConfig | None = None,
+    progress: Progress | None = None,
+) -> CompiledModel:
+    """Compile an ONNX model: prune as configured, make kernels for its sparse weights, keep what is measured faster.
+
+    Args:
+        model: a path, the bytes of a file, or a `ModelProto`.
+        config: what to do; by default no weight changes.
+        progress: is told what happens.
+
+    Raises:
+        SparsecError: the model cannot be compiled; the message says what to do. Nothing was written.
+    """
+    start = time.perf_counter()
+    config = config or CompileConfig()
+    scratch = tempfile.TemporaryDirectory(prefix="sparsec-")
+    try:
+        context = _make_context(config, Path(scratch.name), progress or _Silent())
+        # Step 1. Read the model and find its layers.
+        program = read(model)
+        # Step 2. Choose the weights that each layer would have.
+        plan = make_plan(program, config)
+        # Step 3. Run the model once: which shapes reach its layers.
+        workload = probe(program, config, context.folder)
+        # Step 4. Compile and tune kernels; keep what is faster by itself, then what is faster together.
+        outcome = _decide(program, plan.candidates, workload, context)
+        # Step 5. Write the artifact.
+        out = context.folder / "artifact"
+        out.mkdir()
+        dense = _dense_weights(program, outcome, context.config)
+        save(export(program, outcome.ops, dense), out / artifact.MODEL)
+        build_library(outcome.kernels, out / artifact.LIBRARY, context.target.requires)
+        # Step 6. Run it against the dense model with the same weights.
+        verification = _verify(program, outcome, dense, workload, context)
+        # Step 7. For what is dense, measure what pruning would bring.
+        survey = _survey(program, plan.candidates, workload, context)
+        # Step 8. Tell everything.
+        report = Report(
+            model=program.source.name if program.source else "",
+            target=str(context.target),
+            threads=config.thread_count,
+            batch=workload.batches,
+            decisions=_decisions(program, plan.reasons, outcome, dense),
+            timings=outcome.timings,
+            survey=survey,
+            verification=verification,
+            notes=_notes(plan.candidates, workload, outcome, context),
+            bytes_before=_model_bytes(program),
+            bytes_after=sum(p.stat().st_size for p in out.iterdir() if p.name != artifact.LIBRARY),
+            seconds=time.perf_counter() - start,
+        )
+        _describe(out, report, outcome, config)
+        return CompiledModel(report, scratch)
+    except BaseException:
+        scratch.cleanup()
+        raise
+
+
+class CompiledModel:
+    """A finished artifact in a temporary folder, until it is saved.
+
+    Attributes:
+        report: every decision and number.
+    """
+
+    def __init__(self, report: Report, scratch: tempfile.TemporaryDirectory[str]) -> None:
+        self.report = report
+        self._scratch = scratch
+        self._session: Any = None
+
+    def save(self, out: str | Path, force: bool = False) -> None:
+        """Write the artifact to the folder `out`, replacing one that sparsec made (with `force`: whatever is there).
+
+        Raises:
+            SparsecError: `out` cannot be written; nothing changed.
+        """
+        artifact.publish(self._folder, Path(out), force)
+
+    def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """The outputs by name."""
+        if self._session is None:
+            self._session = artifact.load(self._folder)
+        names = [output.name for output in self._session.get_outputs()]
+        return dict(zip(names, run_session(self._session, feeds), strict=True))
+
+    def close(self) -> None:
+        """Remove the temporary folder."""
+        self._session = None
+        self._scratch.cleanup()
+
+    @property
+    def _folder(self) -> Path:
+        return Path(self._scratch.name) / "artifact"
+
+
+def _make_context(config: CompileConfig, folder: Path, progress: Progress) -> _Context:
+    target = parse_target(config.target)
+    path = default_path() if config.cache is None else config.cache / "tuning.sqlite"
+    tuner = Tuner(target, config.thread_count, config.tune.value, Database(path))
+    return _Context(config, target, tuner, folder, progress)
+
+
+def _decide(
+    program: Program, candidates: Mapping[str, Candidate], workload: Workload, context: _Context
+) -> _Outcome:
+    """Kernels for all candidates, then the choice: measured where the target is this machine, predicted elsewhere."""
+    if not candidates or (context.target.host and not workload.feeds):
+        why = f"the model could not be run to measure it: {workload.failure}"
+        return _Outcome({}, (), {name: _dense(c.layer, why) for name, c in candidates.items()}, ())
+    kernels, schedules = _make_kernels(candidates, workload, context)
+    ops = {
+        name: SparseOp(candidate.matrix, kernels[name].name, context.config.thread_count)
+        for name, candidate in candidates.items()
+    }
+    if not context.target.host:
+        words = f"predicted, not measured: {context.target} is not this machine"
+        decisions = {name: sparse_decision(c, words, (), schedules[name]) for name, c in candidates.items()}
+        return _Outcome(ops, _distinct(kernels.values()), decisions, ())
+    library = context.folder / "candidates.so"
+    build_library(_distinct(kernels.values()), library, context.target.requires)
+    bench = Bench(library, context.folder, context.config.thread_count, context.target, context.tuner.database)
+
+    # Each layer by itself.
+    decisions, gains = {}, {}
+    context.progress.start("measuring layers", len(candidates))
+    for name, candidate in candidates.items():
+        timings = compare_layer(program, candidate, ops[name], workload, bench)
+        faster, reason = choose(timings)
+        if faster:
+            decisions[name] = sparse_decision(candidate, reason, timings, schedules[name])
+            gains[name] = sum(timing.dense_us - timing.sparse_us for timing in timings)
+        else:
+            decisions[name] = dataclasses.replace(_dense(candidate.layer, reason), timings=timings)
+        context.progress.advance(name)
+
+    # The whole model.
+    context.progress.start("measuring the whole model", None)
+    stay, model_timings = settle(
+        gains, lambda names: compare_models(program, {name: ops[name] for name in names}, workload, bench)
+    )
+    for name in gains.keys() - stay:
+        taken_back = f"{decisions[name].reason} by itself, but the whole model was slower with it"
+        decisions[name] = dataclasses.replace(
+            _dense(candidates[name].layer, taken_back), timings=decisions[name].timings
+        )
+    used = _distinct(kernels[name] for name in candidates if name in stay)
+    return _Outcome({name: ops[name] for name in candidates if name in stay}, used, decisions, model_timings)
+
+
+def _make_kernels(
+    candidates: Mapping[str, Candidate], workload: Workload, context: _Context
+) -> tuple[dict[str, Kernel], dict[str, str]]:
+    """A kernel a candidate, shared by those that pose the same problem; and its schedules in words."""
+    problems: dict[str, tuple[Problem, tuple[int, ...]]] = {}
+    for name, candidate in candidates.items():
+        rows = tuple(dict.fromkeys(workload.rows(name, batch) for batch in workload.batches))
+        problems[name] = (Problem.of(candidate.matrix, candidate.layer.epilogue), rows)
+    distinct = dict.fromkeys(problems.values())
+    context.progress.start("tuning kernels", len(distinct))
+    made = {}
+    for problem, rows in distinct:
+        made[problem, rows] = context.tuner.kernel(problem, rows)
+        context.progress.advance(problem.key)
+    kernels = {name: made[key][0] for name, key in problems.items()}
+    words = {
+        name: "; ".join(f"{rows} rows: {schedule}" for rows, schedule in made[key][1].items())
+        for name, key in problems.items()
+    }
+    return kernels, words
+
+
+def _distinct(kernels: Iterable[Kernel]) -> tuple[Kernel, ...]:
+    return tuple({kernel.name: kernel for kernel in kernels}.values())
+
+
+def _dense_weights(
+    program: Program, outcome: _Outcome, config: CompileConfig
+) -> dict[str, NDArray[np.float32]]:
+    """New weights of layers that stay dense: none, but for `prune_all`."""
+    if not config.prune_all:
+        return {}
+    found = {
+        layer.name: pruned_weight(layer, config) for layer in program.layers if layer.name not in outcome.ops
+    }
+    return {name: weight for name, weight in found.items() if weight is not None}
+
+
+def _verify(
+    program: Program,
+    outcome: _Outcome,
+    dense: Mapping[str, NDArray[np.float32]],
+    workload: Workload,
+    context: _Context,
+) -> Verification | None:
+    """The largest difference between the artifact and the dense model with the same weights.
+
+    Raises:
+        SparsecError: they differ by more than rounding.
+    """
+    if not workload.feeds or not context.target.host:
+        return None
+    masked = {name: op.matrix.to_dense() for name, op in outcome.ops.items()}
+    reference = export(program, {}, {**masked, **dense})
+    session = open_session(session_source(reference, context.folder), context.config.thread_count)
+    feeds = next(iter(workload.feeds.values()))
+    expected = run_session(session, feeds)
+    del session, reference
+    folder = context.folder / "artifact"
+    compiled = open_session(folder / artifact.MODEL, context.config.thread_count, folder / artifact.LIBRARY)
+    error = max((relative_error(e, a) for e, a in zip(expected, run_session(compiled, feeds), strict=True)), default=0)
+    if error > WRONG and outcome.ops:
+        raise SparsecError(
+            f"the compiled model differs from the dense one with the same weights by {error:.1e} of its largest output, "
+            "which rounding does not explain: this is a bug of sparsec, and nothing was written. Please report it"
+        )
+    return Verification(error, len(expected), workload.inputs)
+
+
+def relative_error(expected: Any, actual: Any) -> float:
+    """The largest absolute difference over the largest absolute value; 0 for outputs that are no numbers."""
+    if not isinstance(expected, np.ndarray) or expected.dtype.kind not in "fiub" or not expected.size:
+        return 0.0
+    a, b = expected.astype(np.float64), actual.astype(np.float64)
+    if a.shape != b.shape:
+        return float("inf")
+    same = (a == b) | (np.isnan(a) & np.isnan(b))
+    if same.all():
+        return 0.0
+    scale = np.abs(a[np.isfinite(a)]).max(initial=0.0)
+    difference = np.abs(a - b)[~same].max()
+    return float(difference / scale) if scale and np.isfinite(difference) else float("inf")
+
+
+def _survey(
+    program: Program, kept: Mapping[str, Candidate], workload: Workload, context: _Context
+) -> tuple[SurveyPoint, ...]:
+    """The whole model with its dense layers pruned at several sparsities; weights are masked for this only."""
+    config = context.config
+    if config.prunes or not config.survey or not workload.feeds or not context.target.host:
+        return ()
+    points = []
+    for sparsity in SURVEY:
+        plan = make_plan(program, config.model_copy(update={"sparsity": sparsity}))
+        if plan.candidates.keys() <= kept.keys():
+            return ()
+        outcome = _decide(program, plan.candidates, workload, context)
+        speedups = tuple(timing.speedup for timing in outcome.timings) or (1.0,) * len(workload.batches)
+        points.append(SurveyPoint(sparsity, config.pattern, len(outcome.ops), speedups))
+    return tuple(points)
+
+
+def _dense(layer: Layer, reason: str) -> Decision:
+    return Decision(
+        layer=layer.name,
+        kind=layer.kind.value,
+        op_type=layer.op_type,
+        shape=(layer.out_features, layer.in_features) if layer.weight.ndim == 2 else (0, 0),
+        choice="dense",
+        reason=reason,
+        zeros_before=layer.zeros,
+        zeros_after=layer.zeros,
+        bytes_dense=layer.weight.nbytes,
+    )
+
+
+def _decisions(
+    program: Program,
+    reasons: Mapping[str, str],
+    outcome: _Outcome,
+    dense: Mapping[str, NDArray[np.float32]],
+) -> tuple[Decision, ...]:
+    """One a layer, in the order of the graph."""
+    decisions = []
+    for layer in program.layers:
+        decision = outcome.decisions.get(layer.name) or _dense(layer, reasons[layer.name])
+        if layer.name in dense:
+            zeros = float((dense[layer.name] == 0).mean())
+            decision = dataclasses.replace(decision, zeros_after=zeros, pruned=True)
+        decisions.append(decision)
+    return tuple(decisions)
+
+
+def _notes(
+    candidates: Mapping[str, Candidate], workload: Workload, outcome: _Outcome, context: _Context
+) -> tuple[str, ...]:
+    notes = []
+    if workload.failure:
+        notes.append(f"Nothing could be measured or checked: {workload.failure}")
+    if any(decision.pruned for decision in outcome.decisions.values()):
+        notes.append("Weights were pruned by their norms, without data: accuracy was not measured.")
+    if candidates and not outcome.ops:
+        notes.append("No layer became sparse: the artifact is the model as it came.")
+    if not context.target.host:
+        notes.append(f"{context.target} is not this machine: speed and results were not measured.")
+    return tuple(notes)
+
+
+def _model_bytes(program: Program) -> int:
+    """Size of the model as it would be saved, from its tensors."""
+    total = 0
+    for graph in program.model.graphs():
+        for value in graph.initializers.values():
+            total += value.const_value.nbytes if value.const_value is not None else 0
+    return total
+
+
+def _describe(out: Path, report: Report, outcome: _Outcome, config: CompileConfig) -> None:
+    """Write report.json and manifest.json."""
+    from importlib.metadata import version
+
+    packages = ("sparsec", "apache-tvm", "onnx", "onnx-ir", "numpy")
+    manifest = {
+        "sparsec": version("sparsec"),
+        "versions": {name: version(name) for name in packages},
+        "target": report.target,
+        "requires": list(parse_target(config.target).requires),
+        "config": config.model_dump(mode="json", exclude={"cache", "inputs"}),
+        "kernels": [{"name": kernel.name, "symbols": [v.symbol for v in kernel.variants]} for kernel in outcome.kernels],
+        "files": artifact.file_hashes(out),
+    }
+    (out / artifact.REPORT).write_text(report.to_json(), encoding="utf-8")
+    (out / artifact.MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")

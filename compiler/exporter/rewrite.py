@@ -1,0 +1,293 @@
+"""Put sparse operators in the places of layers, and new weights into those that stay dense.
+
+    H = MatMul(X, W)                 Z = ai.sparsec.SparseLinear <activation = "relu", ..>
+    B = Add(H, b)            ->          (X, W.values, W.indices, W.indptr, b, R)
+    A = Relu(B)
+    Z = Add(A, R)
+
+The program is never changed: the rewriting happens in a copy that shares its tensors.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx_ir
+
+from ...ir import LayerKind
+from ..frontend.constants import OVERRIDABLE_FROM_IR, Constants, overridable
+from ..frontend.nodes import attribute
+from ..frontend.weights import from_matrix
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from numpy.typing import NDArray
+
+    from ...ir import Layer, Program, SparseMatrix
+
+DOMAIN = "ai.sparsec"
+OP_TYPE = "SparseLinear"
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class SparseOp:
+    """What stands in a layer's place.
+
+    Attributes:
+        matrix: the packed weight.
+        kernel: the name that the operator finds its code by.
+        threads: how many threads it may use; 0 for the session's.
+    """
+
+    matrix: SparseMatrix
+    kernel: str
+    threads: int
+
+
+def export(
+    program: Program, ops: Mapping[str, SparseOp], weights: Mapping[str, NDArray[np.float32]] | None = None
+) -> onnx_ir.Model:
+    """A new model in which the layers named in `ops` are sparse, and those named in `weights` have a new weight.
+
+    Args:
+        program: what was read; it is not changed, and its tensors are shared, not copied.
+        ops: by layer name. Layers named in neither stay as they came.
+        weights: by layer name, each [out, in] as `Layer.weight`; the layer's nodes stay.
+
+    Raises:
+        ValueError: a name is no layer's or is in both, a layer has an obstacle, or a shape is not the layer's.
+    """
+    weights = {} if weights is None else weights
+    _check(program, ops, weights)
+    rewriter = _Rewriter(program)
+    for layer in program.layers:
+        if layer.name in ops:
+            rewriter.make_sparse(layer, ops[layer.name])
+        elif layer.name in weights:
+            rewriter.set_weight(layer, weights[layer.name])
+    return rewriter.model
+
+
+def weight_index(layer: Layer) -> int:
+    """Which input of its first node holds the layer's weight."""
+    return 0 if layer.kind is LayerKind.LINEAR and layer.nodes[0].inputs[0] is not layer.x else 1
+
+
+def _check(program: Program, ops: Mapping[str, SparseOp], weights: Mapping[str, NDArray[np.float32]]) -> None:
+    layers = {layer.name: layer for layer in program.layers}
+    shapes = {name: op.matrix.shape for name, op in ops.items()} | {name: w.shape for name, w in weights.items()}
+    for name, shape in shapes.items():
+        if name not in layers:
+            raise ValueError(f"'{name}' is no layer of the program")
+        if name in ops and name in weights:
+            raise ValueError(f"layer '{name}' cannot be sparse and have a new dense weight")
+        if name in ops and layers[name].obstacle:
+            raise ValueError(f"layer '{name}' cannot be sparse: {layers[name].obstacle}")
+        if shape != layers[name].weight.shape:
+            raise ValueError(f"layer '{name}': shape {shape}, expected {layers[name].weight.shape}")
+
+
+class _Rewriter:
+    """A copy of a program's model, and where its nodes and values are in it."""
+
+    def __init__(self, program: Program) -> None:
+        self._program = program
+        self.model = program.model.clone()
+        self._graph = self.model.graph
+        self._node = dict(zip(program.model.graph, self._graph, strict=True))
+        self._names = {name for graph in self.model.graphs() for value in _values(graph) if (name := value.name)}
+        self._node_names = {node.name for node in self._graph if node.name}
+        self._packed: dict[int, tuple[onnx_ir.Value, ...]] = {}
+
+    def make_sparse(self, layer: Layer, op: SparseOp) -> None:
+        """Replace the layer's nodes by one sparse operator, with Transposes around it where it needs them."""
+        old = [self._node[node] for node in layer.nodes]
+        last = old[-1]
+        index = weight_index(layer)
+        weight, x = old[0].inputs[index], old[0].inputs[1 - index]
+        assert weight is not None and x is not None
+        base = weight.name or layer.name
+        # Step 1. Inputs: X turned where the operator wants it so, the packed weight, bias, residual.
+        new: list[onnx_ir.Node] = []
+        if layer.transpose_x:
+            x = self._transpose(x, layer, new)
+        inputs = [x, *self._matrix(op.matrix, base), self._bias(layer, old, base), self._residual(layer, old, new)]
+        # Step 2. The operator, under the old node's name.
+        node = onnx_ir.Node(
+            DOMAIN,
+            OP_TYPE,
+            inputs if layer.epilogue.residual else inputs[:5],
+            _attributes(layer, op),
+            name=old[0].name,
+            doc_string=old[0].doc_string,
+            metadata_props=dict(old[0].metadata_props) or None,
+        )
+        new.append(node)
+        result = node.outputs[0]
+        if layer.transpose_y:
+            result.name = self._unique(f"{last.outputs[0].name}.transposed")
+            result = self._transpose(result, layer, new)
+        # Step 3. The output takes the old one's place and name; what was only there for the old nodes goes.
+        self._graph.insert_after(last, new)
+        _take_over(last.outputs[0], result)
+        self._graph.opset_imports.setdefault(DOMAIN, VERSION)
+        self._remove(old)
+
+    def set_weight(self, layer: Layer, matrix: NDArray[np.float32]) -> None:
+        """Give the layer's node `matrix` [out, in] in the orientation and type that its weight has."""
+        node, index = self._node[layer.nodes[0]], weight_index(layer)
+        weight = node.inputs[index]
+        assert weight is not None
+        tensor = weight.const_value if weight.is_initializer() else None
+        if tensor is not None:
+            shape, dtype = tuple(tensor.shape.numpy()), tensor.dtype.numpy()
+        else:
+            computed = Constants(self._program.model).array(layer.nodes[0].inputs[index])
+            assert computed is not None, "the layer was found by computing it"
+            shape, dtype = computed.shape, computed.dtype
+        array = from_matrix(layer.nodes[0], index, matrix, shape, dtype)
+        own = len(weight.uses()) == 1 and not weight.is_graph_output()
+        if tensor is not None and own:
+            weight.const_value = onnx_ir.Tensor(
+                array,
+                name=weight.name,
+                doc_string=tensor.doc_string,
+                metadata_props=dict(tensor.metadata_props) or None,
+            )
+            return
+        # Computed, or shared with nodes that keep the old one.
+        node.replace_input_with(index, self._initializer(f"{weight.name}.pruned", array))
+        self._drop_if_unused([weight])
+
+    def _matrix(self, matrix: SparseMatrix, base: str) -> tuple[onnx_ir.Value, ...]:
+        """The initialisers of a packed weight; layers that share the matrix share them."""
+        if id(matrix) not in self._packed:
+            parts = {"values": matrix.values, "indices": matrix.indices, "indptr": matrix.indptr}
+            self._packed[id(matrix)] = tuple(self._initializer(f"{base}.{part}", parts[part]) for part in parts)
+        return self._packed[id(matrix)]
+
+    def _bias(self, layer: Layer, old: list[onnx_ir.Node], base: str) -> onnx_ir.Value | None:
+        """The bias as the initialiser that it already is, or as a new one where it was folded."""
+        if layer.bias is None:
+            return None
+        for value in (value for node in old for value in node.inputs if value is not None and value.is_initializer()):
+            tensor = value.const_value
+            if tensor is None or tuple(tensor.shape) != layer.bias.shape or tensor.dtype != onnx_ir.DataType.FLOAT:
+                continue
+            if not overridable(value, self.model) and np.array_equal(tensor.numpy(), layer.bias):
+                return value
+        return self._initializer(f"{base}.bias", layer.bias)
+
+    def _residual(self, layer: Layer, old: list[onnx_ir.Node], new: list[onnx_ir.Node]) -> onnx_ir.Value | None:
+        """The tensor added last: as it is, or Gemm's C times beta."""
+        if layer.residual is None:
+            return None
+        if layer.nodes[-1] is not layer.nodes[0]:
+            index = 1 if layer.nodes[-1].inputs[1] is layer.residual else 0
+            return old[-1].inputs[index]
+        beta, c = attribute(layer.nodes[0], "beta", 1.0), old[0].inputs[2]
+        if beta == 1 or c is None:
+            return c
+        factor = self._initializer(f"{c.name}.beta", np.array(beta, dtype=np.float32))
+        new.append(onnx_ir.Node("", "Mul", [c, factor], name=self._unique_node(f"{layer.name}/Mul")))
+        new[-1].outputs[0].name = self._unique(f"{c.name}.scaled")
+        return new[-1].outputs[0]
+
+    def _transpose(self, value: onnx_ir.Value, layer: Layer, new: list[onnx_ir.Node]) -> onnx_ir.Value:
+        """`value` with its last two axes swapped."""
+        assert layer.rank is not None, "a layer that is transposed has a known rank"
+        perm = [*range(layer.rank - 2), layer.rank - 1, layer.rank - 2]
+        name = self._unique_node(f"{layer.name}/Transpose")
+        node = onnx_ir.Node("", "Transpose", [value], [onnx_ir.AttrInt64s("perm", perm)], name=name)
+        node.outputs[0].name = self._unique(f"{value.name}.transposed")
+        new.append(node)
+        return node.outputs[0]
+
+    def _initializer(self, name: str, array: NDArray[np.generic]) -> onnx_ir.Value:
+        """A new initialiser under `name`, or that with a number behind it."""
+        name = self._unique(name)
+        value = onnx_ir.Value(name=name, const_value=onnx_ir.Tensor(array, name=name))
+        self._graph.register_initializer(value)
+        if self.model.ir_version < OVERRIDABLE_FROM_IR:  # there an initialiser has to be a graph input too
+            value.type = onnx_ir.TensorType(onnx_ir.DataType.from_numpy(array.dtype))
+            value.shape = onnx_ir.Shape(array.shape)
+            self._graph.inputs.append(value)
+        return value
+
+    def _unique(self, name: str) -> str:
+        return _take_name(name, self._names)
+
+    def _unique_node(self, name: str) -> str:
+        return _take_name(name, self._node_names)
+
+    def _remove(self, nodes: list[onnx_ir.Node]) -> None:
+        """Remove nodes, and what nobody reads any more because of it; what nobody read before stays."""
+        sources = [value for node in nodes for value in node.inputs if value is not None]
+        self._graph.remove(nodes, safe=True)
+        self._drop_if_unused(sources)
+
+    def _drop_if_unused(self, values: Iterable[onnx_ir.Value]) -> None:
+        pending = list(values)
+        while pending:
+            value = pending.pop()
+            if value.uses() or value.is_graph_output():
+                continue
+            node = value.producer()
+            if node is None:
+                self._drop_initializer(value)
+            elif node.graph is self._graph and not any(o.uses() or o.is_graph_output() for o in node.outputs):
+                pending.extend(source for source in node.inputs if source is not None)
+                self._graph.remove(node, safe=True)
+
+    def _drop_initializer(self, value: onnx_ir.Value) -> None:
+        if value.is_initializer() and not overridable(value, self.model):
+            if value.is_graph_input():
+                self._graph.inputs.remove(value)
+            assert value.name is not None
+            self._graph.initializers.pop(value.name)
+
+
+def _attributes(layer: Layer, op: SparseOp) -> list[onnx_ir.Attr]:
+    rows, cols = op.matrix.block
+    return [
+        onnx_ir.AttrString("kernel", op.kernel),
+        onnx_ir.AttrInt64("in_features", layer.in_features),
+        onnx_ir.AttrInt64("out_features", layer.out_features),
+        onnx_ir.AttrInt64("block_rows", rows),
+        onnx_ir.AttrInt64("block_cols", cols),
+        onnx_ir.AttrInt64("threads", op.threads),
+        onnx_ir.AttrString("pattern", str(op.matrix.pattern)),
+        onnx_ir.AttrFloat32("sparsity", 1 - op.matrix.density),
+        onnx_ir.AttrString("activation", layer.epilogue.activation.value),
+        onnx_ir.AttrFloat32("alpha", layer.epilogue.alpha),
+        onnx_ir.AttrFloat32("beta", layer.epilogue.beta),
+    ]
+
+
+def _values(graph: onnx_ir.Graph) -> Iterable[onnx_ir.Value]:
+    yield from graph.inputs
+    yield from graph.initializers.values()
+    for node in graph:
+        yield from node.outputs
+
+
+def _take_over(old: onnx_ir.Value, new: onnx_ir.Value) -> None:
+    """`new` in every place where `old` was used or returned, described as it was."""
+    new.type, new.shape, new.doc_string = old.type, old.shape, old.doc_string
+    new.metadata_props.update(old.metadata_props)
+    new.meta.update(old.meta)
+    old.replace_all_uses_with(new, replace_graph_outputs=True)
+    new.name, old.name = old.name, None
+
+
+def _take_name(name: str, names: set[str]) -> str:
+    unique, number = name, 1
+    while unique in names:
+        number += 1
+        unique = f"{name}_{number}"
+    names.add(unique)
+    return unique

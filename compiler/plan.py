@@ -1,0 +1,119 @@
+"""What each layer could become: which weights it would have, and which layers are not even tried, and why."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..ir import Layer, LayerKind, SparseMatrix, parse_pattern
+from ..passes.prune import find_pattern, prune_by_norm
+from ..passes.prune.keep import LEAST_ZEROS
+from .config import TINY_WEIGHTS
+
+if TYPE_CHECKING:
+    import onnx_ir
+
+    from ..ir import Program
+    from .config import CompileConfig
+
+# Operators between a classifier's last layer and the model's output.
+_AFTER_LAST = frozenset(
+    {"Softmax", "LogSoftmax", "Sigmoid", "ArgMax", "TopK", "Reshape", "Flatten", "Squeeze", "Identity", "Cast", "Add"}
+)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A layer that a sparse operator may take over.
+
+    Attributes:
+        layer: as found.
+        matrix: the packed weight that it would have.
+        pruned: whether sparsec set weights to zero.
+        found: what the zeros that were already there look like, "" where sparsec chose them.
+    """
+
+    layer: Layer
+    matrix: SparseMatrix
+    pruned: bool
+    found: str = ""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Candidates, and for every other layer the reason why it is none; both by layer name, in the graph's order."""
+
+    candidates: dict[str, Candidate]
+    reasons: dict[str, str]
+
+
+def make_plan(program: Program, config: CompileConfig) -> Plan:
+    """Choose the weights that each layer would have, by the configuration."""
+    candidates: dict[str, Candidate] = {}
+    reasons: dict[str, str] = {}
+    last = last_layers(program)
+    for layer in program.layers:
+        outcome = _consider(layer, config, layer.name in last)
+        if isinstance(outcome, Candidate):
+            candidates[layer.name] = outcome
+        else:
+            reasons[layer.name] = outcome
+    return Plan(candidates, reasons)
+
+
+def _consider(layer: Layer, config: CompileConfig, is_last: bool) -> Candidate | str:
+    sparsity, by_name = config.wanted_sparsity(layer.name)
+    if layer.obstacle:
+        zeros = f" ({find_pattern(layer.weight)})" if layer.weight.size and layer.zeros >= LEAST_ZEROS else ""
+        return f"{layer.obstacle}{zeros}"
+    if not by_name and layer.weight.size < TINY_WEIGHTS:
+        return f"{layer.weight.size:,} weights, below {TINY_WEIGHTS:,}"
+    if sparsity is None or layer.zeros >= sparsity > 0:
+        return _keep(layer)
+    if sparsity == 0:
+        return "no pruning asked for here"
+    if is_last and not by_name:
+        return f"the model's last layer; --sparsity '{layer.name}={sparsity:g}' prunes it too"
+    pattern = parse_pattern(config.pattern)
+    return Candidate(layer, pattern.pack(prune_by_norm(layer.weight, pattern, sparsity)), pruned=True)
+
+
+def _keep(layer: Layer) -> Candidate | str:
+    """The zeros that are there, in the block shape that wastes least."""
+    if layer.zeros < LEAST_ZEROS:
+        return f"{layer.zeros:.1%} zeros, too few to use"
+    found = find_pattern(layer.weight)
+    if found.stored > 1 - LEAST_ZEROS:
+        return f"{layer.zeros:.1%} zeros, but in no blocks: {found.pattern} would store {found.stored:.1%}"
+    return Candidate(layer, found.pattern.pack(layer.weight), pruned=False, found=str(found))
+
+
+def pruned_weight(layer: Layer, config: CompileConfig) -> np.ndarray | None:
+    """The weight [out, in] that `prune_all` gives a layer that stays dense; None where it stays as it is."""
+    sparsity, by_name = config.wanted_sparsity(layer.name)
+    tiny = layer.weight.size < TINY_WEIGHTS and not by_name
+    if not sparsity or tiny or layer.zeros >= sparsity or layer.kind is LayerKind.RECURRENT or not layer.weight.size:
+        return None
+    return prune_by_norm(layer.weight, parse_pattern(config.pattern), sparsity)
+
+
+def last_layers(program: Program) -> set[str]:
+    """Names of the linear layers whose output is the model's, but for a softmax or a change of shape."""
+    outputs = set(program.model.graph.outputs)
+    return {
+        layer.name
+        for layer in program.layers
+        if layer.kind is LayerKind.LINEAR and _reaches_output(layer.nodes[-1].outputs[0], outputs)
+    }
+
+
+def _reaches_output(value: onnx_ir.Value, outputs: set[onnx_ir.Value]) -> bool:
+    if value in outputs:
+        return True
+    users = [node for node, _ in value.uses()]
+    return bool(users) and all(
+        node.op_type in _AFTER_LAST and any(_reaches_output(output, outputs) for output in node.outputs)
+        for node in users
+    )

@@ -1,0 +1,82 @@
+"""Everything sparsec found, chose and measured, as one record: `out/report.json` is this, the CLI's tables are views."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ..ir import Decision, Timing
+
+
+@dataclass(frozen=True, slots=True)
+class SurveyPoint:
+    """What pruning a dense model would bring: the whole model at one sparsity, weights masked by block norm.
+
+    Accuracy is not measured here. `speedups` are medians of dense time / sparse time, one a batch size.
+    """
+
+    sparsity: float
+    pattern: str
+    layers: int
+    speedups: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """The artifact against the dense model with the same weights, on the same inputs.
+
+    Attributes:
+        error: largest absolute difference of any output, relative to the largest absolute value of that output.
+        outputs: number of outputs compared.
+        inputs: "random, seed 0" or the file they came from.
+    """
+
+    error: float
+    outputs: int
+    inputs: str
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """The whole record.
+
+    Attributes:
+        model: file name, or "" for a model from memory.
+        target, threads, batch: what was compiled and measured for.
+        decisions: one a layer, in the order of the graph.
+        timings: the whole model, dense against the artifact, one a batch size; empty where nothing could be measured.
+        survey: only for the plain command on a model with dense layers.
+        verification: None where the model could not be run.
+        notes: what a user should know and no table shows: a warning a sentence.
+        bytes_before, bytes_after: sizes of the models, external data included.
+        seconds: time the compilation took.
+    """
+
+    model: str
+    target: str
+    threads: int
+    batch: tuple[int, ...]
+    decisions: tuple[Decision, ...]
+    timings: tuple[Timing, ...] = ()
+    survey: tuple[SurveyPoint, ...] = ()
+    verification: Verification | None = None
+    notes: tuple[str, ...] = field(default=())
+    bytes_before: int = 0
+    bytes_after: int = 0
+    seconds: float = 0.0
+
+    @property
+    def sparse_layers(self) -> int:
+        """Layers that run as sparse operators."""
+        return sum(decision.choice == "sparse" for decision in self.decisions)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, ready for JSON."""
+        return dataclasses.asdict(self)
+
+    def to_json(self) -> str:
+        """Indented JSON, keys in a fixed order."""
+        return json.dumps(self.to_dict(), indent=2) + "\n"

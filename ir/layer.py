@@ -1,0 +1,75 @@
+"""One operator with a constant weight, as found in a graph."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING
+
+from .epilogue import Epilogue
+
+if TYPE_CHECKING:
+    import numpy as np
+    import onnx_ir
+    from numpy.typing import NDArray
+
+
+class LayerKind(str, Enum):
+    """What the layer computes; the words appear in reports."""
+
+    LINEAR = "linear"
+    CONV = "conv"
+    RECURRENT = "recurrent"
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """A constant weight and the nodes around it that one sparse operator can stand for.
+
+    Attributes:
+        name: the node's name, or its output's where nodes have no names; unique in the program.
+        kind: linear, conv or recurrent.
+        op_type: the ONNX operator that holds the weight.
+        weight: [out, in] float32; a convolution's is [out, in/groups * kh * kw], a recurrent one's its input weight.
+            For a linear layer all of transA, transB, alpha and the weight's own side are already applied.
+        bias: [out] float32, or None.
+        epilogue: what the covered nodes do after the product.
+        nodes: the nodes that the operator replaces, first the one with the weight; the last one's output is the
+            layer's output.
+        x: the activation that flows in, as it is in the graph.
+        residual: the value added last, or None.
+        transpose_x: the operator works on X with its last two axes swapped (Gemm's transA, `MatMul(W, X)`).
+        transpose_y: its output is swapped back (`MatMul(W, X)`).
+        rank: the number of axes of X, where shape inference knows it.
+        obstacle: why no sparse operator can take the layer's place whatever the speed ("a convolution; no sparse
+            operator yet"), or "" where one can.
+    """
+
+    name: str
+    kind: LayerKind
+    op_type: str
+    weight: NDArray[np.float32]
+    bias: NDArray[np.float32] | None
+    epilogue: Epilogue
+    nodes: tuple[onnx_ir.Node, ...]
+    x: onnx_ir.Value
+    residual: onnx_ir.Value | None = None
+    transpose_x: bool = False
+    transpose_y: bool = False
+    rank: int | None = None
+    obstacle: str = ""
+
+    @property
+    def out_features(self) -> int:
+        """Rows of the weight."""
+        return int(self.weight.shape[0])
+
+    @property
+    def in_features(self) -> int:
+        """Columns of the weight."""
+        return int(self.weight.shape[1])
+
+    @property
+    def zeros(self) -> float:
+        """Share of the weight that is zero."""
+        return float((self.weight == 0).sum()) / max(self.weight.size, 1)

@@ -1,0 +1,26 @@
+"""The shapes of sparsity. A new pattern is a new file and one line in `PATTERNS`."""
+
+from __future__ import annotations
+
+from ..errors import UsageError
+from .block import BlockPattern
+
+Pattern = BlockPattern
+PATTERNS: tuple[type[Pattern], ...] = (BlockPattern,)
+SYNTAX = "block:RxC (R outputs by C inputs, for example block:32x1) or group:g (the same as block:gx1)"
+
+
+def parse_pattern(text: str) -> Pattern:
+    """The pattern that `text` names.
+
+    Raises:
+        UsageError: the text names no pattern.
+    """
+    for kind in PATTERNS:
+        pattern = kind.parse(text.strip().lower())
+        if pattern is not None:
+            return pattern
+    raise UsageError(f"'{text}' is not a pattern: expected {SYNTAX}")
+
+
+__all__ = ["PATTERNS", "SYNTAX", "BlockPattern", "Pattern", "parse_pattern"]

@@ -1,0 +1,134 @@
+"""A packed sparse weight: block rows in compressed form, values in panels of adjacent outputs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from .patterns import Pattern
+
+# Outputs that one pass of a kernel keeps in registers: two vectors of 16 float32.
+MAX_PANEL = 32
+
+
+def panel_width(rows: int) -> int:
+    """Outputs a panel for blocks of `rows` outputs: the width that costs the fewest vector operations a block row.
+
+    Panels of 4 and more are whole vectors of 4, 8 or 16 lanes; smaller blocks are a panel by themselves.
+    """
+    if rows < 4:
+        return rows
+
+    def cost(width: int) -> float:
+        lanes = next(lanes for lanes in (16, 8, 4) if width % lanes == 0)
+        # A vector operation, and the bytes of the padding at a sixteenth of one each; one more for the loop itself.
+        return -(-rows // width) * (width / lanes + width / 16 + 1)
+
+    return min(range(4, MAX_PANEL + 1, 4), key=lambda width: (cost(width), -width))
+
+
+@dataclass(frozen=True)
+class SparseMatrix:
+    """A weight [out, in] float32 of which only some blocks are stored.
+
+    Block row i spans outputs i*R to (i+1)*R-1 and holds the blocks `indptr[i]` to `indptr[i+1]`-1, ordered by input.
+    Block t spans inputs `indices[t]` to `indices[t]`+C-1; a block that the matrix's edge would cut off is moved back
+    inside it, with zeros where it overlaps its neighbour, so that a kernel never reads past the inputs.
+    `values` is [block row][panel][block][C inputs][panel outputs], flat: a kernel that computes one panel reads it as
+    one stream. Outputs that R does not fill are stored as zeros and counted by `nbytes`.
+
+    Attributes:
+        pattern: the shape of sparsity, with block sizes `rows` (R) and `cols` (C).
+        shape: (out, in).
+        values: [blocks * panels * C * panel] float32.
+        indices: [blocks] int32, the first input of each block.
+        indptr: [block rows + 1] int32.
+    """
+
+    pattern: Pattern
+    shape: tuple[int, int]
+    values: NDArray[np.float32]
+    indices: NDArray[np.int32]
+    indptr: NDArray[np.int32]
+
+    @property
+    def block(self) -> tuple[int, int]:
+        """R and C as stored: the pattern's, cut to the matrix."""
+        return min(self.pattern.rows, self.shape[0]), min(self.pattern.cols, self.shape[1])
+
+    @property
+    def panel(self) -> int:
+        """Outputs a panel."""
+        return panel_width(self.block[0])
+
+    @property
+    def panels(self) -> int:
+        """Panels a block row."""
+        return -(-self.block[0] // self.panel)
+
+    @property
+    def blocks(self) -> int:
+        """Blocks stored."""
+        return int(self.indices.size)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of values, indices and row pointers, padding included."""
+        return self.values.nbytes + self.indices.nbytes + self.indptr.nbytes
+
+    @cached_property
+    def density(self) -> float:
+        """Share of the matrix's weights that lie in stored blocks."""
+        rows, cols = self.block
+        heights = np.minimum(self.shape[0] - np.arange(len(self.indptr) - 1) * rows, rows)
+        return float((np.diff(self.indptr) * heights).sum() * cols) / max(self.shape[0] * self.shape[1], 1)
+
+    @classmethod
+    def from_dense(cls, weight: NDArray[np.float32], pattern: Pattern) -> SparseMatrix:
+        """Pack `weight` [out, in]; every block with a weight other than zero is stored."""
+        out, inputs = weight.shape
+        rows, cols = min(pattern.rows, out), min(pattern.cols, inputs)
+        panel = panel_width(rows)
+        panels = -(-rows // panel)
+        block_rows, block_cols = pattern.grid(weight.shape)
+        # Step 1. Cut into blocks, padded with zeros at the edges: [block rows, block cols, R, C].
+        padded = np.zeros((block_rows * rows, block_cols * cols), dtype=np.float32)
+        padded[:out, :inputs] = weight
+        cut = padded.reshape(block_rows, rows, block_cols, cols).transpose(0, 2, 1, 3)
+        kept = (cut != 0).any(axis=(2, 3))
+        # Step 2. Move a last block that sticks out back inside; its weights move to the end of the block.
+        starts = np.minimum(np.arange(block_cols) * cols, inputs - cols)
+        over = block_cols * cols - inputs
+        if over:
+            cut = cut.copy()
+            cut[:, -1] = np.roll(cut[:, -1], over, axis=-1)
+        # Step 3. Panels: [blocks, R, C] to [blocks, panels, C, panel], then panel-major inside each block row.
+        stored = np.zeros((int(kept.sum()), panels * panel, cols), dtype=np.float32)
+        stored[:, :rows] = cut[kept]
+        tiles = stored.reshape(-1, panels, panel, cols).transpose(0, 1, 3, 2)
+        indptr = np.concatenate(([0], np.cumsum(kept.sum(axis=1)))).astype(np.int32)
+        values = np.concatenate(
+            [tiles[a:b].transpose(1, 0, 2, 3).ravel() for a, b in zip(indptr[:-1], indptr[1:], strict=True)]
+        )
+        indices = starts[np.nonzero(kept)[1]].astype(np.int32)
+        return cls(pattern, (out, inputs), np.ascontiguousarray(values), indices, indptr)
+
+    def to_dense(self) -> NDArray[np.float32]:
+        """The weight [out, in], exactly as it was packed."""
+        out, inputs = self.shape
+        rows, cols = self.block
+        dense = np.zeros((len(self.indptr) - 1, self.panels * self.panel, inputs), dtype=np.float32)
+        size = self.panels * self.panel * cols
+        for i, (a, b) in enumerate(zip(self.indptr[:-1], self.indptr[1:], strict=True)):
+            tiles = self.values[a * size : b * size].reshape(self.panels, b - a, cols, self.panel)
+            tiles = tiles.transpose(1, 0, 3, 2).reshape(b - a, self.panels * self.panel, cols)
+            for start, tile in zip(self.indices[a:b], tiles, strict=True):
+                # += because a block moved back inside overlaps its neighbour with zeros.
+                dense[i, :, start : start + cols] += tile
+        return np.ascontiguousarray(dense[:, :rows].reshape(-1, inputs)[:out])

@@ -1,0 +1,1 @@
+"""Program to program: what becomes of the weights."""
