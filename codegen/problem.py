@@ -35,9 +35,7 @@ class Problem:
     def of(cls, matrix: SparseMatrix, epilogue: Epilogue) -> Problem:
         """The problem that `matrix` poses."""
         density = matrix.blocks / max(matrix.pattern.grid(matrix.shape)[0] * matrix.pattern.grid(matrix.shape)[1], 1)
-        return cls(
-            matrix.shape[1], matrix.shape[0], matrix.block, matrix.panel, float(f"{density:.2g}"), epilogue
-        )
+        return cls(matrix.shape[1], matrix.shape[0], matrix.block, matrix.panel, float(f"{density:.2g}"), epilogue)
 
     @property
     def block_rows(self) -> int:

@@ -58,9 +58,11 @@ def parse_target(text: str) -> Target:
     name = name or host
     host_arch = _host_arch()
     for arch in sorted(("x86_64", "aarch64"), key=lambda arch: arch != host_arch):
-        if name == host and arch == host_arch or name in _names(arch):
+        if (name == host and arch == host_arch) or name in _names(arch):
             return _describe(arch, name, host=name == host and arch == host_arch)
-    raise UsageError(f"target '{text}': LLVM knows no CPU '{name}'; examples: x86-64-v3, znver4, sapphirerapids, neoverse-n1")
+    raise UsageError(
+        f"target '{text}': LLVM knows no CPU '{name}'; examples: x86-64-v3, znver4, sapphirerapids, neoverse-n1"
+    )
 
 
 def _host_arch() -> str:

@@ -120,7 +120,7 @@ def publish(folder: Path, out: Path, force: bool) -> None:
                 out.rename(old)
             try:
                 fresh.rename(out)
-            except OSError:
+            except BaseException:  # an interruption too: what was there is put back
                 if old.exists():
                     old.rename(out)
                 raise

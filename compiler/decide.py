@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 # A layer must win by more than the noise of its own measurement, and the whole model may not lose by more.
 LAYER_MARGIN = 1.02
 MODEL_MARGIN = 1.0
+# Quartiles further apart than this come from a busy machine: good enough to decide by, not to be kept for the next time.
+STEADY = 1.3
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,8 @@ def compare_layer(
         record = bench.database.find("comparison", key)
         if record is None:
             result = _compare_layer(program, candidate, op, shape, bench)
-            bench.database.store("comparison", key, dataclasses.asdict(result))
+            if result.spread[1] < STEADY * result.spread[0]:
+                bench.database.store("comparison", key, dataclasses.asdict(result))
         else:
             result = Comparison(**{**record, "spread": tuple(record["spread"])})
         timings.append(result.timing(batch, workload.rows(layer.name, batch)))
@@ -87,8 +90,7 @@ def choose(timings: tuple[Timing, ...]) -> tuple[bool, str]:
     """Whether sparse wins at every batch size, and the reason in words."""
     worst = min(timings, key=lambda timing: timing.speedup)
     if worst.speedup >= LAYER_MARGIN:
-        gains = ", ".join(f"{timing.speedup:.1f}x at batch {timing.batch}" for timing in timings)
-        return True, f"faster: {gains}"
+        return True, "faster at every batch size" if len(timings) > 1 else "faster"
     if worst.speedup >= 1 / LAYER_MARGIN:
         return False, f"no faster at batch {worst.batch}"
     return False, f"{1 / worst.speedup:.1f}x slower at batch {worst.batch}"
@@ -137,7 +139,7 @@ def sparse_decision(candidate: Candidate, reason: str, timings: tuple[Timing, ..
         op_type=layer.op_type,
         shape=(layer.out_features, layer.in_features),
         choice="sparse",
-        reason=f"{reason}; kept its zeros, {candidate.found}" if candidate.found else reason,
+        reason=f"{reason}; keeps its zeros, {candidate.found}" if candidate.found else reason,
         pattern=str(matrix.pattern),
         zeros_before=layer.zeros,
         zeros_after=float((matrix.to_dense() == 0).mean()),

@@ -119,16 +119,17 @@ def compile(
         # Step 7. For what is dense, measure what pruning would bring.
         survey = _survey(program, plan.candidates, workload, context)
         # Step 8. Tell everything.
+        decisions = _decisions(program, plan.reasons, outcome, dense)
         report = Report(
             model=program.source.name if program.source else "",
             target=str(context.target),
             threads=config.thread_count,
             batch=workload.batches,
-            decisions=_decisions(program, plan.reasons, outcome, dense),
+            decisions=decisions,
             timings=outcome.timings,
             survey=survey,
             verification=verification,
-            notes=_notes(plan.candidates, workload, outcome, context),
+            notes=_notes(decisions, plan.candidates, workload, outcome, context),
             bytes_before=_model_bytes(program),
             bytes_after=sum(p.stat().st_size for p in out.iterdir() if p.name != artifact.LIBRARY),
             seconds=time.perf_counter() - start,
@@ -184,9 +185,7 @@ def _make_context(config: CompileConfig, folder: Path, progress: Progress) -> _C
     return _Context(config, target, tuner, folder, progress)
 
 
-def _decide(
-    program: Program, candidates: Mapping[str, Candidate], workload: Workload, context: _Context
-) -> _Outcome:
+def _decide(program: Program, candidates: Mapping[str, Candidate], workload: Workload, context: _Context) -> _Outcome:
     """Kernels for all candidates, then the choice: measured where the target is this machine, predicted elsewhere."""
     if not candidates or (context.target.host and not workload.feeds):
         why = f"the model could not be run to measure it: {workload.failure}"
@@ -257,15 +256,11 @@ def _distinct(kernels: Iterable[Kernel]) -> tuple[Kernel, ...]:
     return tuple({kernel.name: kernel for kernel in kernels}.values())
 
 
-def _dense_weights(
-    program: Program, outcome: _Outcome, config: CompileConfig
-) -> dict[str, NDArray[np.float32]]:
+def _dense_weights(program: Program, outcome: _Outcome, config: CompileConfig) -> dict[str, NDArray[np.float32]]:
     """New weights of layers that stay dense: none, but for `prune_all`."""
     if not config.prune_all:
         return {}
-    found = {
-        layer.name: pruned_weight(layer, config) for layer in program.layers if layer.name not in outcome.ops
-    }
+    found = {layer.name: pruned_weight(layer, config) for layer in program.layers if layer.name not in outcome.ops}
     return {name: weight for name, weight in found.items() if weight is not None}
 
 
@@ -365,12 +360,13 @@ def _decisions(
 
 
 def _notes(
+    decisions: Iterable[Decision],
     candidates: Mapping[str, Candidate], workload: Workload, outcome: _Outcome, context: _Context
 ) -> tuple[str, ...]:
     notes = []
     if workload.failure:
         notes.append(f"Nothing could be measured or checked: {workload.failure}")
-    if any(decision.pruned for decision in outcome.decisions.values()):
+    if any(decision.pruned for decision in decisions):
         notes.append("Weights were pruned by their norms, without data: accuracy was not measured.")
     if candidates and not outcome.ops:
         notes.append("No layer became sparse: the artifact is the model as it came.")
@@ -399,7 +395,9 @@ def _describe(out: Path, report: Report, outcome: _Outcome, config: CompileConfi
         "target": report.target,
         "requires": list(parse_target(config.target).requires),
         "config": config.model_dump(mode="json", exclude={"cache", "inputs"}),
-        "kernels": [{"name": kernel.name, "symbols": [v.symbol for v in kernel.variants]} for kernel in outcome.kernels],
+        "kernels": [
+            {"name": kernel.name, "symbols": [v.symbol for v in kernel.variants]} for kernel in outcome.kernels
+        ],
         "files": artifact.file_hashes(out),
     }
     (out / artifact.REPORT).write_text(report.to_json(), encoding="utf-8")

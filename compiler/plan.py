@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..ir import Layer, LayerKind, SparseMatrix, parse_pattern
+from ..ir import Layer, LayerKind, SparseMatrix, UsageError, parse_pattern
 from ..passes.prune import find_pattern, prune_by_norm
 from ..passes.prune.keep import LEAST_ZEROS
 from .config import TINY_WEIGHTS
 
 if TYPE_CHECKING:
     import onnx_ir
+    from numpy.typing import NDArray
 
     from ..ir import Program
     from .config import CompileConfig
@@ -50,7 +53,12 @@ class Plan:
 
 
 def make_plan(program: Program, config: CompileConfig) -> Plan:
-    """Choose the weights that each layer would have, by the configuration."""
+    """Choose the weights that each layer would have, by the configuration.
+
+    Raises:
+        UsageError: a sparsity was asked for by a name that no layer has.
+    """
+    _check_names(program, config)
     candidates: dict[str, Candidate] = {}
     reasons: dict[str, str] = {}
     last = last_layers(program)
@@ -61,6 +69,15 @@ def make_plan(program: Program, config: CompileConfig) -> Plan:
         else:
             reasons[layer.name] = outcome
     return Plan(candidates, reasons)
+
+
+def _check_names(program: Program, config: CompileConfig) -> None:
+    names = [layer.name for layer in program.layers]
+    for glob, _ in config.layer_sparsity:
+        if not any(fnmatchcase(name, glob) for name in names):
+            close = get_close_matches(glob, names, n=3, cutoff=0.3) or names[:3]
+            known = ", ".join(f"'{name}'" for name in close) or "none: the model has no layers"
+            raise UsageError(f"--sparsity '{glob}=...' names no layer of the model; it has {known}, see sparsec inspect")
 
 
 def _consider(layer: Layer, config: CompileConfig, is_last: bool) -> Candidate | str:
@@ -85,12 +102,12 @@ def _keep(layer: Layer) -> Candidate | str:
     if layer.zeros < LEAST_ZEROS:
         return f"{layer.zeros:.1%} zeros, too few to use"
     found = find_pattern(layer.weight)
-    if found.stored > 1 - LEAST_ZEROS:
-        return f"{layer.zeros:.1%} zeros, but in no blocks: {found.pattern} would store {found.stored:.1%}"
+    if not found.usable:
+        return str(found)
     return Candidate(layer, found.pattern.pack(layer.weight), pruned=False, found=str(found))
 
 
-def pruned_weight(layer: Layer, config: CompileConfig) -> np.ndarray | None:
+def pruned_weight(layer: Layer, config: CompileConfig) -> NDArray[np.float32] | None:
     """The weight [out, in] that `prune_all` gives a layer that stays dense; None where it stays as it is."""
     sparsity, by_name = config.wanted_sparsity(layer.name)
     tiny = layer.weight.size < TINY_WEIGHTS and not by_name

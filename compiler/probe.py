@@ -139,7 +139,8 @@ def _first_that_runs(
                 break  # no other size to try
     assert failure is not None
     raise SparsecError(
-        f"{failure}. Give the sizes of its dynamic dimensions (--dim NAME=SIZE) or inputs on which it runs (--inputs FILE.npz)."
+        f"{failure}. Give the sizes of its dynamic dimensions (--dim NAME=SIZE) "
+        "or inputs on which it runs (--inputs FILE.npz)."
     )
 
 
@@ -164,5 +165,5 @@ def _table_rows(program: Program) -> dict[str, int]:
         for node, index in value.uses():
             table = node.inputs[0] if node.op_type == "Gather" and index == 1 else None
             if table is not None and table.const_value is not None and value.name is not None:
-                limits[value.name] = min(int(table.const_value.shape[0]), limits.get(value.name, 2**31))
+                limits[value.name] = min(int(table.const_value.shape.numpy()[0]), limits.get(value.name, 2**31))
     return limits

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    import onnx
     from numpy.typing import NDArray
 
 IR_VERSION = 10
@@ -25,7 +25,7 @@ class GraphBuilder:
     """
 
     def __init__(self, name: str, seed: int = 0) -> None:
-        self.model = helper.make_model(
+        self.model: onnx.ModelProto = helper.make_model(
             helper.make_graph([], name, [], []),
             ir_version=IR_VERSION,
             opset_imports=[helper.make_opsetid("", OPSET)],

@@ -1,4 +1,4 @@
-"""A perceptron, its gradients, Adam and gradual group pruning in plain numpy: what `train_digits` needs."""
+"""A perceptron, Adam, distillation and gradual group pruning in plain numpy: what `train_digits` needs."""
 
 from __future__ import annotations
 
@@ -33,6 +33,8 @@ class Recipe:
         shift: images are moved by up to this many pixels, at most 1, along each axis.
         sparsity: share of zeros, at least, in the weight of every layer but the last; 0 prunes nothing.
         pruned_by: share of the epochs after which that sparsity is reached.
+        taught: share of the target that is the teacher's, where there is one.
+        temperature: of the teacher's softmax (Hinton et al. 2015, "Distilling the knowledge in a neural network").
     """
 
     epochs: int
@@ -42,6 +44,8 @@ class Recipe:
     shift: float = 0.5
     sparsity: float = 0.0
     pruned_by: float = 0.3
+    taught: float = 0.8
+    temperature: float = 2.0
 
 
 class Network:
@@ -67,14 +71,11 @@ class Network:
         """[images, in] -> [images, out], float32."""
         return self._activations(x)[-1]
 
-    def gradients(self, x: Array, labels: NDArray[np.int64]) -> list[Array]:
-        """Of the mean cross-entropy, for every weight and then every bias, each first to last."""
+    def gradients(self, x: Array, targets: Array) -> list[Array]:
+        """Of the mean cross-entropy with `targets` [images, out], for every weight and then every bias."""
         *inputs, logits = self._activations(x)
-        # Step 1. At the logits: softmax minus one-hot.
-        delta = np.exp(logits - logits.max(axis=1, keepdims=True))
-        delta /= delta.sum(axis=1, keepdims=True)
-        delta[np.arange(len(labels)), labels] -= 1
-        delta /= len(labels)
+        # Step 1. At the logits.
+        delta = (softmax(logits) - targets) / np.float32(len(x))
         # Step 2. Back through the layers. An input of zero is a closed Relu (the pixels' own delta is not used).
         weights: list[Array] = []
         biases: list[Array] = []
@@ -113,19 +114,30 @@ class Adam:
             value -= size * mean / (np.sqrt(square) + np.float32(1e-8))
 
 
-def train(network: Network, x: Array, labels: NDArray[np.int64], recipe: Recipe, seed: int) -> None:
-    """Train `network` in place on pixels [images, 64] float32 with labels [images] int64."""
+def softmax(logits: Array) -> Array:
+    """Shares of one over the last axis."""
+    powers: Array = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    powers /= powers.sum(axis=-1, keepdims=True)
+    return powers
+
+
+def train(
+    network: Network, x: Array, labels: NDArray[np.int64], recipe: Recipe, seed: int, teacher: Network | None = None
+) -> None:
+    """Train `network` in place on pixels [images, 64] float32 with labels [images] int64, and what a teacher says."""
+    one_hot = np.eye(len(network.biases[-1]), dtype=np.float32)[labels]
     rng = np.random.default_rng(seed)
     adam = Adam([*network.weights, *network.biases], recipe.decay)
     steps = len(x) // recipe.batch
     for epoch in range(recipe.epochs):
         images, order = shifted(x, recipe.shift, rng), rng.permutation(len(x))
+        targets = one_hot if teacher is None else _mixed(one_hot, teacher.logits(images), recipe)
         masks = group_masks(network, _sparsity(recipe, epoch))
         for step in range(steps):
             chosen = order[step * recipe.batch : (step + 1) * recipe.batch]
             done = (epoch + step / steps) / recipe.epochs
             rate = recipe.rate * (1 + np.cos(np.pi * done)) / 2
-            adam.step(network.gradients(images[chosen], labels[chosen]), rate)
+            adam.step(network.gradients(images[chosen], targets[chosen]), rate)
             for weight, mask in zip(network.weights, masks, strict=False):  # the last layer has no mask
                 weight *= mask
 
@@ -154,6 +166,13 @@ def shifted(x: Array, most: float, rng: np.random.Generator) -> Array:
         before, after = (padded.take(range(first, first + 8), axis) for first in (0, 2))
         images = images * (1 - abs(amount)) + before * np.maximum(amount, 0) + after * np.maximum(-amount, 0)
     return images.reshape(-1, 64)
+
+
+def _mixed(one_hot: Array, logits: Array, recipe: Recipe) -> Array:
+    """What the labels and the teacher say, as one target [images, out]."""
+    said = softmax(logits / np.float32(recipe.temperature))
+    mixed: Array = one_hot + np.float32(recipe.taught) * (said - one_hot)
+    return mixed
 
 
 def _sparsity(recipe: Recipe, epoch: int) -> float:

@@ -6,7 +6,7 @@ Source: Alpaydin & Kaynak 1998, "Optical Recognition of Handwritten Digits", UCI
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    Predict = Callable[[NDArray[np.float32]], NDArray[np.float32]]
     Split = tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.float32], NDArray[np.int64]]
 
 TRAINED = Path(__file__).parent / "trained"
@@ -45,13 +46,16 @@ def load_split() -> Split:
     return pixels[train], labels[train], pixels[test], labels[test]
 
 
-def accuracy(
-    predict: Callable[[NDArray[np.float32]], NDArray[np.float32]],
-    pixels: NDArray[np.float32],
-    labels: NDArray[np.int64],
-) -> float:
-    """Share of images [images, 64] whose largest logit is their label, in 0..1.
+def predictor(session: Any) -> Predict:
+    """`session`, with the `run` of onnxruntime's, as a function: pixels [images, 64] -> logits [images, 10]."""
 
-    An onnxruntime session serves as `lambda x: session.run(["logits"], {"pixels": x})[0]`.
-    """
+    def predict(pixels: NDArray[np.float32]) -> NDArray[np.float32]:
+        logits: NDArray[np.float32] = session.run(["logits"], {"pixels": pixels})[0]
+        return logits
+
+    return predict
+
+
+def accuracy(predict: Predict, pixels: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
+    """Share of images [images, 64] whose largest logit is their label, in 0..1."""
     return float(np.mean(np.argmax(predict(pixels), axis=1) == labels))

@@ -28,7 +28,8 @@ def lstm_lm(
 
     Args:
         vocabulary: number of words.
-        embedding, hidden: widths of the word vectors and of each LSTM layer.
+        embedding: width of the word vectors.
+        hidden: width of each LSTM layer.
         layers: number of LSTM layers.
         tied: the decoder's weight is the embedding, transposed in the graph (Press & Wolf 2017).
         seed: of the normal weights.

@@ -18,12 +18,15 @@ if TYPE_CHECKING:
     Dense = tuple[NDArray[np.float32], NDArray[np.float32]]  # weight [out, in], bias [out]
 
 
-def stack(layers: Sequence[Dense], input: str = "input", output: str = "output", name: str = "mlp") -> onnx.ModelProto:
+def stack(
+    layers: Sequence[Dense], inputs: str = "input", outputs: str = "output", name: str = "mlp"
+) -> onnx.ModelProto:
     """A perceptron with these weights, named fc1, fc2, ...
 
     Args:
         layers: weight [out, in] float32 and bias [out] float32 of each layer, first to last.
-        input, output: names of the graph's input ["batch", in] and output ["batch", out], both float32.
+        inputs: name of the graph's input, float32 ["batch", in].
+        outputs: name of the graph's output, float32 ["batch", out].
         name: the graph's name.
 
     Raises:
@@ -31,14 +34,14 @@ def stack(layers: Sequence[Dense], input: str = "input", output: str = "output",
     """
     _check(layers)
     graph = GraphBuilder(name)
-    x = graph.input(input, ("batch", layers[0][0].shape[1]))
+    x = graph.input(inputs, ("batch", layers[0][0].shape[1]))
     for number, (weight, bias) in enumerate(layers, start=1):
         weight_name = graph.weight(f"fc{number}.weight", weight.astype(np.float32, copy=False))
         bias_name = graph.weight(f"fc{number}.bias", bias.astype(np.float32, copy=False))
         x = graph.node("Gemm", [x, weight_name, bias_name], f"/fc{number}/Gemm", transB=1)
         if number < len(layers):
             x = graph.node("Relu", [x], f"/relu{number}/Relu")
-    graph.output(output, x, ("batch", layers[-1][0].shape[0]))
+    graph.output(outputs, x, ("batch", layers[-1][0].shape[0]))
     return graph.model
 
 
@@ -57,7 +60,9 @@ def ffn(
     """The feed-forward part of a transformer: inputs -> hidden, Relu, hidden -> outputs, biases on both.
 
     Args:
-        inputs, hidden, outputs: widths.
+        inputs: width of the input.
+        hidden: width between the layers.
+        outputs: width of the output.
         weights: the two layers as in `stack`, instead of seeded normal ones.
         seed: of the weights; no effect where `weights` is given.
 

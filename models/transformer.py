@@ -70,7 +70,8 @@ def _attention_bias(graph: GraphBuilder, mask: str) -> str:
     x = graph.node("Unsqueeze", [mask, axes], "/Unsqueeze")
     x = graph.node("Cast", [x], "/Cast", to=TensorProto.FLOAT)
     x = graph.node("Sub", [graph.constant("/Constant_1", np.array(1.0, dtype=np.float32)), x], "/Sub")
-    return graph.node("Mul", [x, graph.constant("/Constant_2", np.array(np.finfo(np.float32).min, dtype=np.float32))], "/Mul")
+    lowest = graph.constant("/Constant_2", np.array(np.finfo(np.float32).min, dtype=np.float32))
+    return graph.node("Mul", [x, lowest], "/Mul")
 
 
 def _embeddings(graph: GraphBuilder, config: EncoderConfig, tokens: str, types: str) -> str:
@@ -116,9 +117,10 @@ def _attention(graph: GraphBuilder, config: EncoderConfig, x: str, bias: str, pa
 
     def heads(projection: str, perm: list[int]) -> str:
         y = graph.matmul_add(x, f"{path}.{projection}", config.hidden, config.hidden)
-        shape = np.array([0, 0, config.heads, size], dtype=np.int64)
-        y = graph.node("Reshape", [y, graph.constant(f"{prefix}/{projection}/Constant", shape)], f"{prefix}/{projection}/Reshape")
-        return graph.node("Transpose", [y], f"{prefix}/{projection}/Transpose", perm=perm)
+        inner = f"{prefix}/{projection}"
+        shape = graph.constant(f"{inner}/Constant", np.array([0, 0, config.heads, size], dtype=np.int64))
+        y = graph.node("Reshape", [y, shape], f"{inner}/Reshape")
+        return graph.node("Transpose", [y], f"{inner}/Transpose", perm=perm)
 
     query, key, value = heads("query", [0, 2, 1, 3]), heads("key", [0, 2, 3, 1]), heads("value", [0, 2, 1, 3])
     scores = graph.node("MatMul", [query, key], f"{prefix}/MatMul")
@@ -133,7 +135,7 @@ def _attention(graph: GraphBuilder, config: EncoderConfig, x: str, bias: str, pa
 
 
 def _gelu(graph: GraphBuilder, x: str, prefix: str) -> str:
-    """x * (1 + erf(x / sqrt(2))) * 0.5, in the exporter's five nodes."""
+    """Gelu, x * (1 + erf(x / sqrt(2))) * 0.5, in the exporter's five nodes."""
     root = graph.constant(f"{prefix}/Constant", np.array(2**0.5, dtype=np.float32))
     y = graph.node("Erf", [graph.node("Div", [x, root], f"{prefix}/Div")], f"{prefix}/Erf")
     one = graph.constant(f"{prefix}/Constant_1", np.array(1.0, dtype=np.float32))
@@ -146,4 +148,5 @@ def _gelu(graph: GraphBuilder, x: str, prefix: str) -> str:
 def _layer_norm(graph: GraphBuilder, x: str, path: str, width: int) -> str:
     weight = graph.random(f"{path}.weight", (width,), 0.1, mean=1.0)
     bias = graph.random(f"{path}.bias", (width,), 0.1)
-    return graph.node("LayerNormalization", [x, weight, bias], f"{scope(path)}/LayerNormalization", axis=-1, epsilon=1e-12)
+    name = f"{scope(path)}/LayerNormalization"
+    return graph.node("LayerNormalization", [x, weight, bias], name, axis=-1, epsilon=1e-12)

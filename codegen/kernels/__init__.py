@@ -7,6 +7,6 @@ from __future__ import annotations
 
 from types import ModuleType
 
-from . import outputs
+from . import inputs, outputs, rows
 
-EMITTERS: dict[str, ModuleType] = {"outputs": outputs}
+EMITTERS: dict[str, ModuleType] = {"outputs": outputs, "rows": rows, "inputs": inputs}

@@ -17,24 +17,24 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .abi import Arguments, Buffer, Expr, function
-from .elementwise import CHEAP, activate
+from .abi import function
+from .blocks import Panel, each_input, each_tile, first_output
+from .elementwise import activate
+from .lanes import adjacent, broadcast, whole_lanes
 from .pack import pack_rows
+from .store import store
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import TypeAlias
 
     from ..problem import Problem
+    from .abi import Arguments, Buffer, Expr
     from .schedule import Schedule
 
     # Where X[row of the tile, input] is: a buffer and an index.
     Locate: TypeAlias = Callable[[int, Expr], tuple[Buffer, Expr]]
-    # Emits one input of one block: (block, input, chain of sums).
-    Step: TypeAlias = Callable[[Expr, Expr, int], None]
 
-# Inputs of a block up to which its loop is unrolled whole.
-_UNROLL_INPUTS = 4
 # float32 a cache line.
 _LINE = 16
 
@@ -53,9 +53,8 @@ def emit(problem: Problem, schedule: Schedule, symbol: str) -> Any:
     """The TVM function `symbol` for this problem and schedule."""
     from tvm.script.ir_builder import IRBuilder
 
-    with IRBuilder() as builder:
-        with function(problem, symbol, workspace(problem, schedule)) as args:
-            _Emitter(problem, schedule, args).body()
+    with IRBuilder() as builder, function(problem, symbol, workspace(problem, schedule)) as args:
+        _Emitter(problem, schedule, args).body()
     return builder.get()
 
 
@@ -67,93 +66,55 @@ class _Emitter:
 
         self.T: Any = builder
         self.problem, self.schedule, self.args = problem, schedule, args
-        self.lanes = next(lanes for lanes in (16, 8, 4, 1) if problem.panel % lanes == 0)
+        self.lanes = whole_lanes(problem.panel)
         self.vectors = problem.panel // self.lanes
 
-    def const(self, value: int) -> Expr:
-        return self.T.int64(value)
-
-    def vector(self, start: Expr) -> Expr:
-        """The index of `lanes` adjacent elements."""
-        return self.T.Ramp(start, self.const(1), self.lanes) if self.lanes > 1 else start
-
-    def broadcast(self, scalar: Expr) -> Expr:
-        return self.T.Broadcast(scalar, self.lanes) if self.lanes > 1 else scalar
-
     def body(self) -> None:
-        T, args, size = self.T, self.args, self.schedule.tile_rows
-        rows = args.row_end - args.row_begin
-        self.last_block = T.Bind(T.cast(args.indptr[self.problem.block_rows], "int64") - 1)
-        # Step 1. Whole tiles; the last one moves back over rows that are done already, and computes the same again.
-        with T.If(rows >= size), T.Then():
-            with T.serial(T.ceildiv(rows, self.const(size))) as i:
-                row = args.row_begin + T.min(i * size, rows - size)
-                if self.schedule.pack:
-                    pack_rows(args, row, size, _stride(self.schedule), self.problem.in_features)
-                self.panels(row, size, self.schedule.pack)
-        # Step 2. Fewer rows than one tile: falling powers of two.
-        part = 1 << (size - 1).bit_length() >> 1 if size > 1 else 0
-        while part:
-            present = T.truncmod(T.truncdiv(rows, self.const(part)), self.const(2)) == 1
-            with T.If(T.And(rows < size, present)), T.Then():
-                self.panels(args.row_begin + T.truncdiv(rows, self.const(2 * part)) * (2 * part), part, pack=False)
-            part //= 2
+        T = self.T
+        self.last_block = T.Bind(T.cast(self.args.indptr[self.problem.block_rows], "int64") - 1)
+        each_tile(self.args, self.schedule.tile_rows, self.tile)
 
-    def panels(self, row: Expr, size: int, pack: bool) -> None:
-        """All panels of the call for the `size` rows from `row` on."""
-        T, k = self.T, self.problem.in_features
+    def tile(self, row: Expr, rows: int) -> None:
+        """All panels of the call for the `rows` rows from `row` on; less than a whole tile is not packed."""
+        T, args, k = self.T, self.args, self.problem.in_features
+        pack = self.schedule.pack and rows == self.schedule.tile_rows
         if pack:
             stride = _stride(self.schedule)
-            x_at: Locate = lambda r, i: (self.args.workspace, i * stride + r)  # noqa: E731
+            x_at: Locate = lambda r, i: (args.workspace, i * stride + r)  # noqa: E731
+            pack_rows(args, row, T.int64(rows), stride, k)
         else:
-            x_at = lambda r, i: (self.args.x, (row + r) * k + i)  # noqa: E731
-        with T.serial(self.args.panel_end - self.args.panel_begin) as i:
-            self.tile(row, size, self.args.panel_begin + i, x_at, prefetch_x=pack)
+            x_at = lambda r, i: (args.x, (row + r) * k + i)  # noqa: E731
+        with T.serial(args.panel_end - args.panel_begin) as i:
+            panel = args.panel_begin + i
+            at = Panel.locate(self.problem, args, panel)
+            self.store(row, panel, at.output, self.sums(rows, at, x_at, prefetch_x=pack))
 
-    def tile(self, row: Expr, size: int, panel: Expr, x_at: Locate, prefetch_x: bool) -> None:
-        """One panel of `size` rows, from the sums to the stores."""
-        T, p, args = self.T, self.problem, self.args
-        block_row = panel if p.panels == 1 else T.truncdiv(panel, self.const(p.panels))
-        in_row = self.const(0) if p.panels == 1 else T.truncmod(panel, self.const(p.panels))
-        first = T.cast(args.indptr[block_row], "int64")
-        count = T.cast(args.indptr[block_row + 1], "int64") - first
-        depth = p.block[1] * p.panel
-        base = (first * p.panels + in_row * count) * depth
-        sums = self.sums(size, first, count, base, x_at, prefetch_x)
-        self.store(row, block_row * p.block[0] + in_row * p.panel, in_row, sums)
-
-    def sums(
-        self, size: int, first: Expr, count: Expr, base: Expr, x_at: Locate, prefetch_x: bool
-    ) -> list[list[Expr]]:
+    def sums(self, size: int, at: Panel, x_at: Locate, prefetch_x: bool) -> list[list[Expr]]:
         """Emit the loop over the blocks; returns expressions [row][vector] of the sums."""
         T, p, args = self.T, self.problem, self.args
-        inputs = p.block[1]
         chains = max(1, self.schedule.accumulators // (size * self.vectors))
         # Small buffers with constant indices become registers; above 1,023 bytes TVM would take them from the heap.
         acc = [
             [[T.alloc_buffer((self.lanes,)) for _ in range(self.vectors)] for _ in range(size)] for _ in range(chains)
         ]
-        whole = self.vector(self.const(0))
+        whole = adjacent(T.int64(0), self.lanes)
         for buffer in (b for chain in acc for row in chain for b in row):
-            T.buffer_store(buffer, self.broadcast(T.float32(0)), [whole])
+            T.buffer_store(buffer, broadcast(T.float32(0), self.lanes), [whole])
 
         def step(t: Expr, c: Expr, chain: int) -> None:
             """All rows and vectors for input c of block t."""
-            column = T.cast(args.indices[first + t], "int64") + c
-            weights = base + (t * inputs + c) * p.panel
-            self.prefetch(first + t, c, weights, x_at if prefetch_x else None)
+            column = T.cast(args.indices[at.first + t], "int64") + c
+            weights = at.values + (t * p.block[1] + c) * p.panel
+            self.prefetch(at.first + t, c, weights, x_at if prefetch_x else None)
             for r in range(size):
                 buffer, where = x_at(r, column)
-                x = self.broadcast(buffer[where])
+                x = broadcast(buffer[where], self.lanes)
                 for v in range(self.vectors):
-                    weight = args.values[self.vector(weights + v * self.lanes)]
+                    weight = args.values[adjacent(weights + v * self.lanes, self.lanes)]
                     target = acc[chain][r][v]
                     T.buffer_store(target, target[whole] + x * weight, [whole])
 
-        if inputs > _UNROLL_INPUTS:
-            self.long_blocks(count, inputs, chains, step)
-        else:
-            self.short_blocks(count, inputs, chains, step)
+        each_input(at.count, p.block[1], chains, step)
         return [
             [sum((acc[c][r][v][whole] for c in range(1, chains)), acc[0][r][v][whole]) for v in range(self.vectors)]
             for r in range(size)
@@ -172,71 +133,19 @@ class _Emitter:
         for buffer, where in places:
             T.evaluate(T.call_llvm_intrin("void", "llvm.prefetch.p0", T.address_of(buffer[where]), 0, 3, 1))
 
-    def short_blocks(self, count: Expr, inputs: int, chains: int, step: Step) -> None:
-        """Several blocks an iteration, so that each chain of sums gets one input."""
-        T = self.T
-        together = max(1, chains // inputs)
-        with T.serial(T.truncdiv(count, self.const(together))) as i:
-            for j in range(together):
-                for c in range(inputs):
-                    step(i * together + j, self.const(c), (j * inputs + c) % chains)
-        if together > 1:
-            done = T.truncdiv(count, self.const(together)) * together
-            with T.serial(count - done) as i:
-                for c in range(inputs):
-                    step(done + i, self.const(c), c % chains)
-
-    def long_blocks(self, count: Expr, inputs: int, chains: int, step: Step) -> None:
-        """One block an iteration, its inputs `unrolled` at a time."""
-        T = self.T
-        unrolled = max(chains, 2)
-        with T.serial(count) as t:
-            with T.serial(self.const(inputs // unrolled)) as i:
-                for c in range(unrolled):
-                    step(t, i * unrolled + c, c % chains)
-            for c in range(inputs - inputs % unrolled, inputs):
-                step(t, self.const(c), c % chains)
-
-    def store(self, row: Expr, output: Expr, in_row: Expr, sums: list[list[Expr]]) -> None:
+    def store(self, row: Expr, panel: Expr, output: Expr, sums: list[list[Expr]]) -> None:
         """Y[row + r, output + v] = epilogue(sums[r][v])."""
         T, p = self.T, self.problem
-        rows, n = p.block[0], p.out_features
-        if rows % p.panel == 0 and n % rows == 0:
-            self.store_whole(row, output, sums)
+        if p.block[0] % p.panel == 0 and p.out_features % p.block[0] == 0:
+            store(p, self.args, row, output, sums, self.lanes)
             return
         # The panel may stick out of its block row or of the matrix.
-        end = T.min(self.const(n), output + (rows - in_row * p.panel))
-        valid = T.min(end - output, self.const(p.panel))
+        valid = T.min(first_output(p, panel + 1), T.int64(p.out_features)) - output
         with T.If(valid == p.panel):
             with T.Then():
-                self.store_whole(row, output, sums)
+                store(p, self.args, row, output, sums, self.lanes)
             with T.Else():
                 self.store_part(row, output, valid, sums)
-
-    def store_whole(self, row: Expr, output: Expr, sums: list[list[Expr]]) -> None:
-        """Y[row + r, output + v] = epilogue(sums[r][v]), in whole vectors."""
-        T, args, n, epilogue = self.T, self.args, self.problem.out_features, self.problem.epilogue
-        cheap = epilogue.activation in CHEAP
-
-        def finish(value: Expr, where: Expr) -> None:
-            value = activate(value, epilogue, self.lanes)
-            T.buffer_store(args.y, value + args.residual[where] if epilogue.residual else value, [where])
-
-        for r, vectors in enumerate(sums):
-            for v, value in enumerate(vectors):
-                at = output + v * self.lanes
-                where = self.vector((row + r) * n + at)
-                value = value + args.bias[self.vector(at)] if epilogue.bias else value
-                if cheap:
-                    finish(value, where)
-                else:
-                    T.buffer_store(args.y, value, [where])
-        if not cheap:
-            # A second pass over what is still in the first-level cache: one copy of the activation's code, not one a row.
-            with T.serial(self.const(len(sums))) as r:
-                for v in range(self.vectors):
-                    where = self.vector((row + r) * n + output + v * self.lanes)
-                    finish(args.y[where], where)
 
     def store_part(self, row: Expr, output: Expr, valid: Expr, sums: list[list[Expr]]) -> None:
         """The same through a small buffer, element by element: nothing beyond `valid` outputs is read or written."""
@@ -244,11 +153,11 @@ class _Emitter:
         part = T.alloc_buffer((self.problem.panel,))
         for r, vectors in enumerate(sums):
             for v, value in enumerate(vectors):
-                T.buffer_store(part, value, [self.vector(self.const(v * self.lanes))])
+                T.buffer_store(part, value, [adjacent(T.int64(v * self.lanes), self.lanes)])
             with T.serial(valid) as i:
                 at = (row + r) * n + output + i
                 T.buffer_store(args.y, part[i] + args.bias[output + i] if epilogue.bias else part[i], [at])
-        with T.serial(self.const(len(sums))) as r, T.serial(valid) as i:
+        with T.serial(T.int64(len(sums))) as r, T.serial(valid) as i:
             at = (row + r) * n + output + i
             value = activate(args.y[at], epilogue, 1)
             T.buffer_store(args.y, value + args.residual[at] if epilogue.residual else value, [at])

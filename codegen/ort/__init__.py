@@ -1,0 +1,1 @@
+"""The custom-op library that runs the kernels inside ONNX Runtime."""

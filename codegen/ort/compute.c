@@ -6,8 +6,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* Multiply-adds below which waking other threads costs more than it saves. */
-#define SERIAL_MULTIPLY_ADDS 100000
+/* Multiply-adds that each thread must get for it to be worth waking. Handing work to a waiting thread costs 0.6 us; on
+ * an AVX-512 core of 2.5 GHz, halving the work gains as much from 26,000 (one row) to 55,000 (many) multiply-adds on.
+ */
+#define THREAD_MULTIPLY_ADDS 16384
 
 /* The arguments of a compiled function, in order. */
 enum {
@@ -74,7 +76,7 @@ static void job_fail(Job *job, const char *error) {
         snprintf(job->error, sizeof job->error, "%s", error);
 }
 
-/* The first panel that starts at or after `part` of `parts` equal shares of the work. */
+/* Where `part` of `parts` equal shares of the work begins: the nearest start of a panel. */
 static int64_t first_panel(const Node *node, int64_t part, int64_t parts) {
     int64_t total = node->work[node->panels];
     /* total * part / parts, without the large product. */
@@ -87,6 +89,8 @@ static int64_t first_panel(const Node *node, int64_t part, int64_t parts) {
         else
             high = middle;
     }
+    if (low > 0 && target - node->work[low - 1] < node->work[low] - target)
+        low--;
     return low;
 }
 
@@ -129,16 +133,22 @@ static void job_part(void *data, size_t index) {
 
 /* ---- The whole product ---- */
 
-static void job_split(Job *job) {
+static int64_t part_count(const Job *job) {
     const Node *node = job->node;
-    int64_t parts = node->threads > 1 ? node->threads * job->variant->parts_per_thread : 1;
-    if (job->rows <= SERIAL_MULTIPLY_ADDS / (node->multiply_adds + node->kernel->out_features))
-        parts = 1;
+    int64_t threads = job->rows * (node->multiply_adds + node->kernel->out_features) / THREAD_MULTIPLY_ADDS;
+    if (threads > node->threads)
+        threads = node->threads;
+    return threads > 1 ? threads * job->variant->parts_per_thread : 1;
+}
+
+/* Runs of rows alone where there are enough tiles of them, else each tile's panels are split, too. */
+static void job_split(Job *job) {
+    int64_t parts = part_count(job);
     job->tiles = (job->rows + job->variant->row_grain - 1) / job->variant->row_grain;
     job->row_parts = job->tiles < parts ? job->tiles : parts;
     job->panel_parts = (parts + job->row_parts - 1) / job->row_parts;
-    if (job->panel_parts > node->panels)
-        job->panel_parts = node->panels;
+    if (job->panel_parts > job->node->panels)
+        job->panel_parts = job->node->panels;
 }
 
 /* y [rows, N] = activation(x [rows, K] times the weight + bias) + residual [rows, N]. */

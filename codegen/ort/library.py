@@ -3,6 +3,8 @@
     kernels ─▶ table.c (names, sizes, variants) ┐
     variants' object files ─────────────────────┼─ C compiler ─▶ one shared library, exporting RegisterCustomOps
     the operator's C files in this folder ──────┘
+
+It is linked once and runs with any ONNX Runtime from 1.17 on.
 """
 
 from __future__ import annotations

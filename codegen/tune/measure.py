@@ -46,8 +46,9 @@ class Workload:
         code = generate(self.problem, schedule, target)
         assert code.call is not None, "only code for this machine can be timed"
         workspace = np.empty(code.workspace + 16, dtype=np.float32)
-        arrays = (self.x, self.matrix.values, self.matrix.indices, self.matrix.indptr)
-        arrays += (self.bias, self.residual, self.y, workspace)
+        weight = self.matrix
+        arrays: list[NDArray[Any]] = [self.x, weight.values, weight.indices, weight.indptr]
+        arrays += [self.bias, self.residual, self.y, workspace]
         pointers = [ctypes.c_void_p(array.ctypes.data) for array in arrays]
         return _least_time(code.call, pointers, self.share(schedule))
 

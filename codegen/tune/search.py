@@ -43,7 +43,7 @@ class Tuner:
         """A kernel for any number of rows, tuned for `rows`; and the schedule that each of these gets.
 
         Rows fall into classes (`ROW_CLASSES`); the largest of `rows` in a class decides it, and a class without any
-        gets the schedule that fits most machines.
+        gets the schedule that fits most machines, so that a batch size nobody asked for meets no cliff.
         """
         asked = {row_class(n): n for n in sorted(rows)}
         schedules = []

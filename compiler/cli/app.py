@@ -1,12 +1,15 @@
 """The commands put together. Parsing and working are apart: a command returns its work, which runs outside typer."""
 
+import difflib
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from ... import __version__
 from .bench import bench_command
 from .compile import compile_command
 from .doctor import doctor_command
@@ -14,11 +17,12 @@ from .errors import ExitCode, guarded
 from .inspect import inspect_command
 from .verify import verify_command
 
-_HELP = """Prune ONNX models and compile sparse CPU kernels for exactly their weights.
-
-[bold]sparsec MODEL -o OUT[/bold] is short for [bold]sparsec compile MODEL -o OUT[/bold]; its options are listed by
-[bold]sparsec compile --help[/bold]. A model whose file is named like a command is reached by its path: ./inspect
-"""
+_HELP = (
+    "Prune ONNX models and compile sparse CPU kernels for exactly their weights.\n\n"
+    "[bold]sparsec MODEL -o OUT[/bold] is short for [bold]sparsec compile MODEL -o OUT[/bold], whose options "
+    "[bold]sparsec compile --help[/bold] lists. A model whose file is named like a command is reached by its path: "
+    "./inspect"
+)
 _EPILOG = "Exit codes: 0 done, 1 cannot go on, 2 usage, 3 done but a stated target was missed, 130 interrupted."
 
 app = typer.Typer(
@@ -28,20 +32,21 @@ app = typer.Typer(
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("compile")(compile_command)
-app.command("inspect")(inspect_command)
-app.command("bench")(bench_command)
-app.command("verify")(verify_command)
-app.command("doctor")(doctor_command)
-COMMANDS = tuple(command.name for command in app.registered_commands)
+COMMANDS: dict[str, Callable[..., Any]] = {
+    "compile": compile_command,
+    "inspect": inspect_command,
+    "bench": bench_command,
+    "verify": verify_command,
+    "doctor": doctor_command,
+}
+for _name, _command in COMMANDS.items():
+    app.command(_name)(_command)
 _ROOT_OPTIONS = ("-h", "--help", "--version")
 
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        from ..doctor import sparsec_version
-
-        print(f"sparsec {sparsec_version()}")
+        print(f"sparsec {__version__}")
         raise typer.Exit
 
 
@@ -73,8 +78,19 @@ def _dispatch(words: list[str]) -> int:
         return ExitCode.USAGE
     # Whatever names no command is compiled: a model's file, or an option of `compile`.
     default = [] if words[0] in (*COMMANDS, *_ROOT_OPTIONS) else ["compile"]
+    if default:
+        _check_for_typo(words[0])
     work = _parse([*default, *words], words)
     return work() if callable(work) else int(work or 0)
+
+
+def _check_for_typo(word: str) -> None:
+    """Raise a `UsageError` for what is no file but nearly a command."""
+    near = difflib.get_close_matches(word, COMMANDS, n=1, cutoff=0.7)
+    if near and word.isalpha() and not Path(word).exists():
+        from ...ir import UsageError
+
+        raise UsageError(f"'{word}' is neither a command nor a file. Did you mean 'sparsec {near[0]}'?")
 
 
 def _parse(words: list[str], typed: Sequence[str] = ()) -> Callable[[], int] | int | None:

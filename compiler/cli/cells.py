@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from rich import box
 from rich.measure import Measurement
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 WIDE = 130
 # Dense time / sparse time that is no difference, give or take.
 _NOISE = (0.97, 1.03)
+_INDENT = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,22 +40,28 @@ class Name:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         name, width = printable(self.name), max(options.max_width, 8)
-        lines = -(-len(name) // width) + 1 if self.full else 2
-        yield from (Text(line) for line in fold(name, width, lines))
-        yield from self.below
+        most = -(-len(name) // width) + 1 if self.full else 2
+        yield from (Text(line) for line in fold(name, width, most))
+        yield from (Padding(text, (0, 0, 0, _INDENT)) for text in self.below)
 
     def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
-        longest = max(len(printable(self.name)), *(text.cell_len for text in self.below), 16)
+        longest = max(len(printable(self.name)), *(text.cell_len + _INDENT for text in self.below), 16)
         return Measurement(16, longest)
 
 
-def plain_table(*columns: tuple[str, str], title: str = "") -> Table:
+def plain_table(*columns: tuple[str, str]) -> Table:
     """A table with a line under its head. Columns are ("<" or ">", head); none of these may wrap or be cut."""
-    table = Table(
-        box=box.SIMPLE_HEAD, title=title or None, title_justify="left", title_style="bold", show_edge=False, pad_edge=False
-    )
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     for side, head in columns:
         table.add_column(head, justify="right" if side == ">" else "left", no_wrap=True)
+    return table
+
+
+def facts(rows: Iterable[tuple[str, str]]) -> Table:
+    """Names and values without lines; long values wrap in their own column."""
+    table = Table.grid(padding=(0, 2))
+    for name, value in rows:
+        table.add_row(Text(name, "dim"), Text(printable(value)))
     return table
 
 

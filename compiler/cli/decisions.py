@@ -11,7 +11,7 @@ from rich.text import Text
 
 from .cells import WIDE, Name, lines, plain_table, speedup
 from .console import printable
-from .text import count, number, percent
+from .text import number, percent
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -36,15 +36,15 @@ def decision_table(decisions: Sequence[Decision], width: int, full: bool = False
 def _wide(groups: Sequence[Group], timed: bool, full: bool) -> Table:
     table = plain_table(("<", "layer"), ("<", "op"), (">", "weight"), (">", "zeros"), ("<", "choice"))
     table.columns[0].no_wrap = False
-    table.columns[0].ratio = 3
+    table.columns[0].max_width = 40
     _add_timing_columns(table, timed)
-    table.add_column("why", ratio=2)
+    table.add_column("why", ratio=1)
     table.expand = True
     for group in groups:
         first = group[0]
         table.add_row(
             Name(common_name(group), full=full),
-            first.op_type + (f" x{len(group)}" if len(group) > 1 else ""),
+            _operator(group),
             _shape(first),
             _zeros(first),
             lines([_choice(first), *([Text(first.pattern, "dim")] if first.pattern else [])]),
@@ -60,9 +60,7 @@ def _narrow(groups: Sequence[Group], timed: bool, full: bool) -> Table:
     _add_timing_columns(table, timed)
     for group in groups:
         first = group[0]
-        what = [first.op_type, _shape(first), first.pattern]
-        if len(group) > 1:
-            what.append(f"({count(len(group), 'layer')})")
+        what = [_operator(group), _shape(first), first.pattern]
         below = (Text(" ".join(filter(None, what)), "dim"), Text.assemble(_choice(first), ": ", _reason(group)))
         table.add_row(
             Name(common_name(group), below, full), _zeros(first), *(_timing_cells(_medians(group)) if timed else ())
@@ -85,6 +83,10 @@ def _timing_cells(timings: Sequence[Timing]) -> tuple[Text, ...]:
     )
 
 
+def _operator(group: Group) -> str:
+    return f"{len(group)} x {group[0].op_type}" if len(group) > 1 else group[0].op_type
+
+
 def _shape(decision: Decision) -> str:
     return f"{decision.shape[0]}x{decision.shape[1]}"
 
@@ -104,19 +106,16 @@ def grouped(decisions: Sequence[Decision]) -> list[Group]:
     for d in decisions:
         zeros = (percent(d.zeros_before), percent(d.zeros_after))
         batches = tuple(timing.batch for timing in d.timings)
-        key = (_masked(d.layer), d.op_type, d.shape, d.choice, d.pattern, _masked(d.reason), zeros, batches)
+        name, reason = re.sub(r"\d+", "#", d.layer), re.sub(r"\d[\d.,]*", "#", d.reason)
+        key = (name, d.op_type, d.shape, d.choice, d.pattern, reason, zeros, batches)
         groups.setdefault(key, []).append(d)
     return list(groups.values())
 
 
 def common_name(group: Group) -> str:
-    """ "layer.0/fc1", "layer.7/fc1" -> "layer.*/fc1"; numbers that are the same in all stay."""
+    """The names of all as one: "layer.0/fc1", "layer.7/fc1" -> "layer.*/fc1". Numbers that are the same in all stay."""
     parts = [re.split(r"(\d+)", decision.layer) for decision in group]
     return "".join(same[0] if len(set(same)) == 1 else "*" for same in zip(*parts, strict=True))
-
-
-def _masked(text: str) -> str:
-    return re.sub(r"\d[\d.,]*", "#", text)
 
 
 def _reason(group: Group) -> str:

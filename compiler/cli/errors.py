@@ -50,12 +50,12 @@ def guarded(work: Callable[[], int], verbose: bool) -> int:
 def describe(error: Exception) -> tuple[str, int]:
     """One paragraph for a person, and the exit code."""
     if _is_expected(error):
-        code = int(getattr(error, "exit_code", ExitCode.FAILED))
-        # Errors of typer itself: an unknown option, a missing argument.
-        own_words = getattr(error, "format_message", None)
-        return (str(error), code) if own_words is None else (f"{own_words()} Try 'sparsec --help'.", code)
+        return _words(error), int(getattr(error, "exit_code", ExitCode.FAILED))
     if isinstance(error, ModuleNotFoundError):
-        return f"the Python package '{error.name}' is not installed: 'sparsec doctor' says what is needed", ExitCode.FAILED
+        return (
+            f"the Python package '{error.name}' is not installed: 'sparsec doctor' says what is needed",
+            ExitCode.FAILED,
+        )
     if isinstance(error, MemoryError):
         return f"not enough memory ({error})" if str(error) else "not enough memory", ExitCode.FAILED
     if isinstance(error, OSError) and error.strerror:
@@ -70,9 +70,22 @@ def describe(error: Exception) -> tuple[str, int]:
 
 
 def _is_expected(error: Exception) -> bool:
-    """Whether the message was written for users. Told by the exit code, which sparsec's errors and typer's both carry:
-    typer's classes have no name that is the same in all its versions."""
+    """Whether the message was written for users.
+
+    Told by the exit code, which sparsec's errors and typer's carry: typer's have no public class in all its versions.
+    """
     return hasattr(error, "exit_code")
+
+
+def _words(error: Exception) -> str:
+    """The message; that of typer's errors (an unknown option, a missing argument) with where to read more."""
+    own_words = getattr(error, "format_message", None)
+    if own_words is None:
+        return str(error)
+    context = getattr(error, "ctx", None)
+    command = "sparsec" if context is None else context.command_path
+    message = str(own_words()).strip()
+    return f"{message}{'' if message.endswith(('.', '?')) else '.'} Try '{command} --help'."
 
 
 def _leave_pipe() -> None:

@@ -7,15 +7,16 @@ import time
 from typing import TYPE_CHECKING
 
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
-from rich.table import Column
 
 from .console import errors, printable
+from .text import shorten
 
 if TYPE_CHECKING:
     from types import TracebackType
 
 # Shorter work shows nothing.
 _PATIENCE = 1.0
+_BAR = 20
 
 
 class Bars:
@@ -33,9 +34,9 @@ class Bars:
         self._verbose = verbose and not quiet
         self._bars = Progress(
             TextColumn("{task.description}"),
-            BarColumn(bar_width=20),
+            BarColumn(bar_width=_BAR, pulse_style="bar.back"),
             TextColumn("{task.fields[steps]}"),
-            TextColumn("{task.fields[detail]}", style="dim", table_column=Column(no_wrap=True, overflow="ellipsis")),
+            TextColumn("{task.fields[detail]}", style="dim"),
             console=self._console,
             auto_refresh=False,
             transient=True,
@@ -77,7 +78,9 @@ class Bars:
             return
         task = self._bars.tasks[0]
         steps = _steps(int(task.completed) + 1, None if task.total is None else int(task.total))
-        self._bars.update(self._task, advance=1, steps=steps, detail=printable(detail))
+        # One line, whatever it says.
+        room = self._console.width - len(self._stage) - _BAR - len(steps) - 4
+        self._bars.update(self._task, advance=1, steps=steps, detail=shorten(printable(detail), max(room, 4)))
         self._draw()
 
     def _end_stage(self) -> None:

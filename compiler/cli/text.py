@@ -32,11 +32,11 @@ def factor(value: float) -> str:
     return f"{value:.1f}x" if value < 99.95 else f"{value:,.0f}x"
 
 
-def size(count: int) -> str:
+def size(nbytes: int) -> str:
     """Bytes in decimal units: "512 B", "3.16 MB"."""
-    if count < 1000:
-        return f"{count} B"
-    value = float(count)
+    if nbytes < 1000:
+        return f"{nbytes} B"
+    value = float(nbytes)
     for unit in ("kB", "MB", "GB"):
         value /= 1000
         if value < 999.5:
@@ -45,7 +45,7 @@ def size(count: int) -> str:
 
 
 def count(things: int, noun: str) -> str:
-    """ "1 layer", "12 layers"."""
+    """A number of things: "1 layer", "12 layers"."""
     return f"{things:,} {noun}" if things == 1 else f"{things:,} {noun}s"
 
 

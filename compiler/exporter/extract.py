@@ -33,6 +33,8 @@ def layer_model(
     residual, of the output's shape; both keep their names. Dense and sparse models have the same inputs and output.
 
     Args:
+        program: what the layer was found in; it is not changed.
+        layer: one of its linear layers.
         rows: the leading sizes of X as the product sees it: a number for [rows, in], a tuple for more axes.
         op: the sparse operator; None for the layer as it came.
         weight: [out, in], instead of the layer's own where it stays dense.
@@ -42,8 +44,9 @@ def layer_model(
     """
     if layer.kind is not LayerKind.LINEAR:
         raise ValueError(f"layer '{layer.name}' is {layer.kind.value}: a model of one layer needs a linear one")
-    alone, copy = _isolate(program, layer)
-    _set_shapes(alone, copy, (rows,) if isinstance(rows, int) else rows)
+    rows = (rows,) if isinstance(rows, int) else rows
+    alone, copy = _isolate(program, replace(layer, rank=len(rows) + 1))
+    _set_shapes(alone, copy, rows)
     ops = {} if op is None else {copy.name: op}
     weights = {} if weight is None or op is not None else {copy.name: weight}
     return export(Program(alone, (copy,)), ops, weights)

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import onnx_ir
 
 from ...ir import SparsecError
-from ..frontend.external import external_tensors
+from ..frontend.tensors import external_tensors, held_tensors
+from .stream import write_model
 
 if TYPE_CHECKING:
     import os
@@ -55,7 +56,8 @@ def session_source(model: onnx_ir.Model, folder: str | os.PathLike[str]) -> Sess
 def _write(model: onnx_ir.Model, path: Path, *, external: bool) -> None:
     try:
         if not external:
-            path.write_bytes(onnx_ir.to_proto(model).SerializeToString())
+            with path.open("wb") as file:
+                write_model(model, file)
             return
         onnx_ir.save(
             _with_constants_inside(model),
@@ -84,13 +86,11 @@ def _with_constants_inside(model: onnx_ir.Model) -> onnx_ir.Model:
 
 
 def _nbytes(model: onnx_ir.Model) -> int:
-    """The bytes of all initialisers, as they would be written."""
+    """The bytes of all tensors, as they would be written."""
     total = 0
-    for graph in model.graphs():
-        for value in graph.initializers.values():
-            tensor = value.const_value
-            if isinstance(tensor, onnx_ir.TensorProtoTensor):
-                total += tensor.raw.ByteSize()  # as numbers in fields a tensor can be larger than its data
-            elif tensor is not None and tensor.dtype != onnx_ir.DataType.STRING:
-                total += tensor.nbytes
+    for tensor, _ in held_tensors(model):
+        if isinstance(tensor, onnx_ir.TensorProtoTensor):
+            total += tensor.raw.ByteSize()  # as numbers in fields a tensor can be larger than its data
+        elif tensor.dtype != onnx_ir.DataType.STRING:
+            total += tensor.nbytes
     return total

@@ -109,7 +109,8 @@ class _Rewriter:
         last = old[-1]
         index = weight_index(layer)
         weight, x = old[0].inputs[index], old[0].inputs[1 - index]
-        assert weight is not None and x is not None
+        assert weight is not None
+        assert x is not None
         base = weight.name or layer.name
         # Step 1. Inputs: X turned where the operator wants it so, the packed weight, bias, residual.
         new: list[onnx_ir.Node] = []

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import onnx_ir
 
 from ...ir import SparsecError
+from .tensors import external_tensors
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+__all__ = ["check_external_data", "external_tensors"]
 
 _COMPLETE = "Put the model's data files beside it, complete, as they were exported."
 
@@ -27,27 +25,6 @@ class _LinkedTensor(onnx_ir.ExternalTensor):
 
     def _check_path_containment(self) -> None:
         return
-
-
-def external_tensors(
-    model: onnx_ir.Model,
-) -> Iterator[tuple[onnx_ir.ExternalTensor, Callable[[onnx_ir.TensorProtocol], None]]]:
-    """The tensors whose data lies in other files, at any depth, each with a function that puts another in its place."""
-    roots = (model.graph, *(function.graph for function in model.functions.values()))
-    for graph in (graph for root in roots for graph in (root, *root.subgraphs())):
-        for value in graph.initializers.values():
-            if isinstance(value.const_value, onnx_ir.ExternalTensor):
-                yield value.const_value, partial(setattr, value, "const_value")
-        for node in graph:
-            for attribute in node.attributes.values():
-                if attribute.type == onnx_ir.AttributeType.TENSOR and not attribute.is_ref():
-                    tensor = attribute.as_tensor()
-                    if isinstance(tensor, onnx_ir.ExternalTensor):
-                        yield tensor, partial(_set_attribute, node, attribute.name)
-
-
-def _set_attribute(node: onnx_ir.Node, name: str, tensor: onnx_ir.TensorProtocol) -> None:
-    node.attributes.add(onnx_ir.AttrTensor(name, tensor))
 
 
 def check_external_data(model: onnx_ir.Model, path: Path | None) -> None:
@@ -89,6 +66,8 @@ def _resolve(tensor: onnx_ir.ExternalTensor, folder: Path, real_folder: Path) ->
     """The file that holds `tensor`, all links followed."""
     where = f"external data of initialiser '{tensor.name}': '{tensor.location}'"
     location = Path(tensor.location)
+    if not location.name:
+        raise SparsecError(f"{where} names no file. {_COMPLETE}")
     try:
         file = (folder / location).resolve()
         inside = not location.is_absolute() and ".." not in location.parts

@@ -16,6 +16,7 @@ from .constants import Constants, overridable
 from .fuse import Context, as_bias, fuse
 from .nodes import attribute, operand, read_tensor
 from .shapes import Shapes
+from .versions import OLDEST_OPSET
 from .weights import alpha, to_matrix
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ def find_layers(model: onnx_ir.Model) -> tuple[Layer, ...]:
     context = Context(model, Constants(model), Shapes(model))
     layers: list[Layer] = []
     names: set[str] = set()
+    opset = model.opset_imports.get("", OLDEST_OPSET)
     for node in model.graph:
         finder = FINDERS.get(node.op_type)
         if finder is None or node.domain != "" or node.op_identifier() in model.functions:
@@ -41,6 +43,8 @@ def find_layers(model: onnx_ir.Model) -> tuple[Layer, ...]:
         layer = finder(node, context)
         if layer is None:
             continue
+        if not layer.obstacle and opset < OLDEST_OPSET:
+            layer = replace(layer, obstacle=f"opset {opset}; sparse operators from opset {OLDEST_OPSET} on")
         layer = layer if layer.obstacle else fuse(layer, context)
         layers.append(replace(layer, name=_unique(layer.name, names)))
     return tuple(layers)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from codecs import getincrementaldecoder
 from collections.abc import Callable
 
 _Test = Callable[[bytes], bool]
@@ -16,8 +17,11 @@ def _at(offset: int, magic: bytes) -> _Test:
 
 
 def _is_text(data: bytes) -> bool:
-    head = data[:512]
-    return b"\0" not in head and all(byte >= 0x20 or byte in b"\t\n\r\f" for byte in head)
+    try:
+        head = getincrementaldecoder("utf-8")().decode(data[:512])  # incremental: a cut character is no error
+    except UnicodeDecodeError:
+        return False
+    return all(character.isprintable() or character.isspace() for character in head)
 
 
 FORMATS: tuple[tuple[_Test, str], ...] = (

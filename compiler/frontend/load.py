@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import onnx
 import onnx_ir
@@ -18,12 +18,13 @@ from ...ir import SparsecError
 from .external import check_external_data
 from .formats import not_onnx
 from .structure import check_structure
+from .tensors import let_go_of_message
 from .versions import check_versions
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-Source = str | Path | bytes | onnx.ModelProto
+Source: TypeAlias = str | Path | bytes | onnx.ModelProto
 
 EXPORT_AGAIN = "Export or download the model again."
 
@@ -40,12 +41,10 @@ def load(source: Source) -> tuple[onnx_ir.Model, Path | None]:
     path = Path(source) if isinstance(source, (str, Path)) else None
     with naming(source):
         if isinstance(source, onnx.ModelProto):
-            proto = source
+            model = _to_model(source)
         else:
-            proto = _parse(source if isinstance(source, bytes) else _bytes(Path(source)))
-        check_versions(proto)
-        _refuse_what_would_be_lost(proto)
-        model = _deserialize(proto)
+            model = _to_model(_parse(source if isinstance(source, bytes) else _bytes(Path(source))))
+            let_go_of_message(model)
         check_structure(model)
         check_external_data(model, path)
     return model, path
@@ -61,7 +60,9 @@ def naming(source: Source) -> Iterator[None]:
     try:
         yield
     except SparsecError as error:
-        raise type(error)(f"{name}: {error}") from error.__cause__
+        # Names come from the file: a line break or a terminal's escape code in one must not reach the screen.
+        message = "".join(char if char.isprintable() else repr(char)[1:-1] for char in f"{name}: {error}")
+        raise type(error)(message) from None
 
 
 def _bytes(path: Path) -> bytes:
@@ -115,6 +116,26 @@ def _refuse_what_would_be_lost(proto: onnx.ModelProto) -> None:
             )
 
 
+def _check_text(proto: onnx.ModelProto) -> None:
+    """Refuse names that are no text: protobuf reads them without a word, as bytes, and will not write them."""
+    pending: list[Any] = [proto]
+    while pending:
+        message = pending.pop()
+        if isinstance(message, onnx.TensorProto):
+            texts = [message.name, message.doc_string]  # not its fields: listing them would copy the data
+        else:
+            texts = []
+            for field, value in message.ListFields():
+                values = value if field.is_repeated else (value,)
+                if field.type == field.TYPE_MESSAGE:
+                    pending.extend(values)
+                elif field.type == field.TYPE_STRING:
+                    texts.extend(values)
+        for text in texts:
+            if not isinstance(text, str):
+                raise SparsecError(f"the name {text!r} is not valid UTF-8; the file is damaged. {EXPORT_AGAIN}")
+
+
 def _graphs(proto: onnx.ModelProto) -> Iterator[onnx.GraphProto]:
     """The main graph and every subgraph, those in functions too."""
     pending: list[onnx.GraphProto | onnx.FunctionProto] = [proto.graph, *proto.functions]
@@ -129,17 +150,20 @@ def _graphs(proto: onnx.ModelProto) -> Iterator[onnx.GraphProto]:
                     pending.append(attribute.g)
 
 
-def _deserialize(proto: onnx.ModelProto) -> onnx_ir.Model:
+def _to_model(proto: onnx.ModelProto) -> onnx_ir.Model:
     """The message as a graph of nodes and values."""
+    _check_text(proto)
+    check_versions(proto)
+    _refuse_what_would_be_lost(proto)
     # onnx_ir logs what is wrong with a model; `check_structure` says it in an error, once.
     logging.getLogger("onnx_ir").addHandler(logging.NullHandler())
     try:
-        model = onnx_ir.from_proto(proto)
+        model: onnx_ir.Model = onnx_ir.from_proto(proto)
     except Exception as error:
         # Whatever a damaged file provokes: of the chain of errors the innermost says what and the outermost where.
         cause: BaseException = error
-        while cause.__cause__ is not None:
-            cause = cause.__cause__
+        while deeper := cause.__cause__ or cause.__context__:
+            cause = deeper
         words = (str(cause).strip() or type(cause).__name__).splitlines()[0].split(". ")[0][:300].rstrip(".")
         raise SparsecError(f"the model is not valid ONNX: {words}. {EXPORT_AGAIN}") from None
     # onnx_ir would add a value_info for each initialiser that has none; without a type and a shape it does not.

@@ -12,7 +12,8 @@ from ...ir import SparsecError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-# Before IR 3 a model names no opset; before opset 7 Add, Gemm and others broadcast by attributes.
+# Before IR 3 a model names no opset; before opset 7 Add, Gemm and others broadcast by attributes, and so no layer of an
+# older model becomes sparse.
 OLDEST_IR = 3
 OLDEST_OPSET = 7
 
@@ -36,11 +37,6 @@ def check_versions(proto: onnx.ModelProto) -> None:
     opsets = {_domain(entry.domain): entry.version for entry in proto.opset_import}
     if "" not in opsets and (not opsets or any(_domain(node.domain) == "" for node in proto.graph.node)):
         raise SparsecError("the model names no opset for the domain ai.onnx. It may be cut off; export it again.")
-    if opsets.get("", OLDEST_OPSET) < OLDEST_OPSET:
-        raise SparsecError(
-            f"opset {opsets['']} is older than {OLDEST_OPSET}, the oldest that sparsec reads. Convert it: "
-            "onnx.version_converter.convert_version(model, 13)."
-        )
     for domain, version in sorted(opsets.items()):
         _check_opset(domain, version)
 

@@ -40,8 +40,15 @@ class Found:
         """Share of the stored weights that are zero."""
         return 1.0 - (1.0 - self.zeros) / self.stored if self.stored else 0.0
 
+    @property
+    def usable(self) -> bool:
+        """Whether the zeros form blocks that need not be stored."""
+        return self.stored <= 1 - LEAST_ZEROS
+
     def __str__(self) -> str:
-        return f"{self.pattern}: {self.zeros:.1%} zeros, {self.stored:.1%} stored, {self.waste:.0%} of it zeros"
+        if not self.usable:
+            return f"{self.zeros:.1%} zeros, but scattered: {self.pattern} would store {self.stored:.1%}"
+        return f"{self.zeros:.1%} zeros in {self.pattern}, {self.stored:.1%} stored"
 
 
 def find_pattern(weight: NDArray[np.float32]) -> Found:
@@ -52,12 +59,21 @@ def find_pattern(weight: NDArray[np.float32]) -> Found:
     """
     kept = weight != 0
     best = (float("inf"), BlockPattern(1, 1), 1.0)
+    by_rows = kept
     for rows in _ROWS:
+        by_rows = by_rows if rows == 1 else _halve(by_rows, axis=0)
+        blocks = by_rows
         for cols in _COLS:
-            pattern = BlockPattern(rows, cols)
-            blocks = int((pattern.reduce(kept) > 0).sum())
-            stored = blocks * rows * cols
-            cost = stored * (1 + 4 / rows) + blocks
+            blocks = blocks if cols == 1 else _halve(blocks, axis=1)
+            count = int(blocks.sum())
+            stored = count * rows * cols
+            cost = stored * (1 + 4 / rows) + count
             if cost < best[0]:
-                best = (cost, pattern, min(1.0, stored / max(weight.size, 1)))
+                best = (cost, BlockPattern(rows, cols), min(1.0, stored / max(weight.size, 1)))
     return Found(best[1], 1.0 - float(kept.sum()) / max(weight.size, 1), best[2])
+
+
+def _halve(kept: NDArray[np.bool_], axis: int) -> NDArray[np.bool_]:
+    """Neighbours along `axis` together: kept where either is."""
+    starts = np.arange(0, kept.shape[axis], 2)
+    return np.logical_or.reduceat(kept, starts, axis=axis)

@@ -14,13 +14,13 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from sparsec.codegen.kernel import ANY_ROWS, Kernel, Variant
 from sparsec.codegen.ort.library import build_library, find_compiler
-from sparsec.ir import Activation, BlockPattern, Epilogue, SparseMatrix, SparsecError
+from sparsec.ir import Activation, BlockPattern, Epilogue, SparsecError, SparseMatrix
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Array = NDArray[Any]
+    Library = Callable[["Case"], Path]
 
 RNG = np.random.default_rng(0)
 
@@ -80,49 +81,48 @@ def tvm_object(
 
     @T.prim_func(s_tir=True)
     def plain(
-        x: T.handle("float32"),
-        values: T.handle("float32"),
-        indices: T.handle("int32"),
-        indptr: T.handle("int32"),
+        x_: T.handle("float32"),
+        values_: T.handle("float32"),
+        indices_: T.handle("int32"),
+        indptr_: T.handle("int32"),
         bias_: T.handle("float32"),
         residual_: T.handle("float32"),
-        y: T.handle("float32"),
-        workspace: T.handle("float32"),
+        y_: T.handle("float32"),
+        workspace_: T.handle("float32"),
         row_begin: T.int64,
         row_end: T.int64,
         panel_begin: T.int64,
         panel_end: T.int64,
     ):
         T.func_attr({"global_symbol": symbol, "tirx.noalias": True})
-        X = T.decl_buffer((row_end * k,), "float32", data=x, align=4)
-        V = T.decl_buffer((1 << 30,), "float32", data=values, align=4)
-        I = T.decl_buffer((1 << 30,), "int32", data=indices, align=4)
-        P = T.decl_buffer((block_rows + 1,), "int32", data=indptr, align=4)
-        B = T.decl_buffer((n,), "float32", data=bias_, align=4)
-        Z = T.decl_buffer((row_end * n,), "float32", data=residual_, align=4)
-        Y = T.decl_buffer((row_end * n,), "float32", data=y, align=4)
-        W = T.decl_buffer((k,), "float32", data=workspace, align=4)
+        x = T.decl_buffer((row_end * k,), "float32", data=x_, align=4)
+        values = T.decl_buffer((1 << 30,), "float32", data=values_, align=4)
+        indices = T.decl_buffer((1 << 30,), "int32", data=indices_, align=4)
+        indptr = T.decl_buffer((block_rows + 1,), "int32", data=indptr_, align=4)
+        biases = T.decl_buffer((n,), "float32", data=bias_, align=4)
+        residuals = T.decl_buffer((row_end * n,), "float32", data=residual_, align=4)
+        y = T.decl_buffer((row_end * n,), "float32", data=y_, align=4)
+        workspace = T.decl_buffer((k,), "float32", data=workspace_, align=64)
         for row in T.serial(row_begin, row_end):
             if scratch:
                 for i in T.serial(k):
-                    W[i] = X[row * k + i]
+                    workspace[i] = x[row * k + i]
             for p in T.serial(panel_begin, panel_end):
                 for v in T.serial(panel):
                     out = T.meta_var(p // panels * rows + p % panels * panel + v)
-                    first = T.meta_var(T.cast(P[p // panels], "int64"))
-                    count = T.meta_var(T.cast(P[p // panels + 1], "int64") - first)
+                    first = T.meta_var(T.cast(indptr[p // panels], "int64"))
+                    count = T.meta_var(T.cast(indptr[p // panels + 1], "int64") - first)
                     base = T.meta_var((first * panels + p % panels * count) * cols * panel)
                     if p % panels * panel + v < rows and out < n:
-                        Y[row * n + out] = B[out] if bias else T.float32(0)
+                        y[row * n + out] = biases[out] if bias else T.float32(0)
                         for t in T.serial(count):
                             for c in T.serial(cols):
-                                at = T.meta_var(T.cast(I[first + t], "int64") + c)
-                                Y[row * n + out] = Y[row * n + out] + (
-                                    W[at] if scratch else X[row * k + at]
-                                ) * V[base + (t * cols + c) * panel + v]
-                        Y[row * n + out] = T.max(Y[row * n + out], T.float32(0))
+                                i = T.meta_var(T.cast(indices[first + t], "int64") + c)
+                                value = T.meta_var(values[base + (t * cols + c) * panel + v])
+                                y[row * n + out] += (workspace[i] if scratch else x[row * k + i]) * value
+                        y[row * n + out] = T.max(y[row * n + out], T.float32(0))
                         if residual:
-                            Y[row * n + out] = Y[row * n + out] + Z[row * n + out]
+                            y[row * n + out] += residuals[row * n + out]
 
     module = tvm.compile(tvm.IRModule({"plain": plain}), target={"kind": "llvm"})
     with tempfile.TemporaryDirectory() as folder:
@@ -246,14 +246,11 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Case], Path]:
     return build
 
 
-Library = "Callable[[Case], Path]"
-
 # ---- Results ----
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize("block", [(8, 3), (1, 1), (20, 7), (64, 64)])
+@pytest.mark.parametrize(("block", "bias"), [((8, 3), True), ((1, 1), False), ((20, 7), False), ((64, 64), True)])
 def test_ranks(library: Library, block: tuple[int, int], bias: bool, threads: int) -> None:
     case = make_case(block=block, bias=bias)
     session = open_session(case.model(), library(case), threads)
@@ -323,8 +320,8 @@ def test_sessions_and_runs_at_once(library: Library) -> None:
 
     def runs(seed: int) -> None:
         rng = np.random.default_rng(seed)
-        for _ in range(20):
-            check(case, sessions[seed % 2], rng.standard_normal((rng.integers(1, 40), 250)).astype(np.float32))
+        for _ in range(8):
+            check(case, sessions[seed % 2], rng.standard_normal((rng.integers(1, 20), 250)).astype(np.float32))
 
     with ThreadPoolExecutor(6) as pool:
         list(pool.map(runs, range(6)))
@@ -340,8 +337,8 @@ def test_two_libraries_in_one_process(library: Library) -> None:
             check(case, session, x)
 
 
-def test_result_outlives_nothing(library: Library) -> None:
-    """Opening and closing sessions unloads and reloads the library."""
+def test_library_can_be_loaded_again(library: Library) -> None:
+    """ONNX Runtime unloads it with its last session."""
     case = make_case(bias=True)
     for _ in range(5):
         check(case, open_session(case.model(), library(case)), np.ones((2, 40), np.float32))
@@ -363,42 +360,55 @@ def test_shape_inference(library: Library) -> None:
 # ---- How the work is split ----
 
 
+@pytest.fixture(scope="module")
+def marks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A library whose kernel, for 32 panels of 16 outputs, shows how the work was split."""
+    folder = tmp_path_factory.mktemp("marks")
+    code = c_object(MARK, folder, PANEL=16, N=512)
+    kernel = Kernel("mark", 1024, 512, (16, 1), 16, Epilogue(), (Variant("mark", ANY_ROWS, 8, 0, 2, code),))
+    build_library([kernel], folder / "ops.so")
+    return folder / "ops.so"
+
+
 @pytest.mark.parametrize(
-    ("rows", "threads", "row_starts", "panel_parts"),
+    ("rows", "inputs", "threads", "row_parts", "panel_parts"),
     [
-        (1, 1, 1, 1),
-        (64, 1, 1, 1),
-        (1, 2, 1, 4),
-        (8, 2, 1, 4),
-        (9, 2, 2, 2),
-        (24, 2, 3, 2),
-        (32, 2, 4, 1),
-        (1000, 2, 4, 1),
+        (1, 256, 1, 1, 1),
+        (64, 256, 1, 1, 1),
+        (1, 256, 2, 1, 4),
+        (8, 256, 2, 1, 4),
+        (9, 256, 2, 2, 2),
+        (24, 256, 2, 3, 2),
+        (32, 256, 2, 4, 1),
+        (1000, 256, 2, 4, 1),
+        # More threads than are worth waking, or than there is work for.
+        (1, 1, 8, 1, 1),
+        (16, 1, 8, 2, 3),
+        (128, 1, 8, 16, 1),
+        (1, 1024, 64, 1, 32),
     ],
 )
-def test_split(tmp_path: Path, rows: int, threads: int, row_starts: int, panel_parts: int) -> None:
-    """2 threads at 2 parts each; the weight's last block row has four times the work of each other."""
-    n, k = 16 * 32, 4096
-    weight = np.zeros((n, k), np.float32)
-    weight[:, : k // 4] = 1
+def test_split(marks: Path, rows: int, inputs: int, threads: int, row_parts: int, panel_parts: int) -> None:
+    """Two parts a thread. The last of the 32 panels holds all 1,024 inputs, each other `inputs` of them."""
+    weight = np.zeros((512, 1024), np.float32)
+    weight[:, :inputs] = 1
     weight[-16:] = 1
     case = Case(BlockPattern(16, 1).pack(weight))
     case.attributes |= {"threads": threads, "kernel": "mark"}
-    code = c_object(MARK, tmp_path, PANEL=16, N=n)
-    kernel = Kernel("mark", k, n, (16, 1), 16, Epilogue(), (Variant("mark", ANY_ROWS, 8, 0, 2, code),))
-    build_library([kernel], tmp_path / "ops.so")
-    session = open_session(case.model(), tmp_path / "ops.so", threads)
-    marks = session.run(None, {"x": np.ones((rows, k), np.float32)})[0].astype(np.int64)
-    first_rows, first_panels = np.divmod(marks, 1000)
-    assert sorted(set(first_rows.ravel())) == [8 * (i * -(-rows // 8) // row_starts) for i in range(row_starts)]
-    starts = sorted(set(first_panels.ravel()))
-    assert len(starts) == panel_parts
-    work = [(panel == 31) * 3 + 1 for panel in range(32)]
-    shares = [sum(work[a:b]) for a, b in zip(starts, [*starts[1:], 32], strict=True)]
-    assert max(shares) - min(shares) <= 4
-    # Every output belongs to the part that its row and panel belong to.
+    session = open_session(case.model(), marks, min(threads, 2))
+    marked = session.run(None, {"x": np.ones((rows, 1024), np.float32)})[0].astype(np.int64)
+    first_rows, first_panels = np.divmod(marked, 1000)
+    # Every output was computed by the part that its row and its panel belong to.
     assert (first_rows == first_rows[:, :1]).all()
     assert (first_panels == first_panels[:1]).all()
+    tiles = -(-rows // 8)
+    assert sorted(set(first_rows[:, 0])) == [8 * (i * tiles // row_parts) for i in range(row_parts)]
+    starts = sorted(set(first_panels[0]))
+    work = [inputs] * 31 + [1024]
+    shares = [sum(work[a:b]) for a, b in zip(starts, [*starts[1:], 32], strict=True)]
+    assert len(starts) == panel_parts
+    # The panels at a share's ends are not cut.
+    assert max(shares) < sum(work) / panel_parts + 1024
 
 
 # ---- What is wrong is said ----
@@ -449,7 +459,10 @@ def attribute(name: str, value: object) -> Callable[[Case], None]:
         (corrupt("values", lambda a: a.astype(np.float16)), r"'tensor\(float16\)'.*is invalid"),
         (corrupt("bias", lambda a: a[:-1]), r"bias has 49 elements, expected 50"),
         (corrupt("bias", lambda a: a[:0]), r"bias is missing, but kernel 'plain' was compiled for it"),
-        (attribute("kernel", "other"), r"'fc1': this library has no kernel 'other'; the model and the library come from"),
+        (
+            attribute("kernel", "other"),
+            r"'fc1': this library has no kernel 'other'; the model and the library come from",
+        ),
         (attribute("kernel", "x" * 300), r"attribute 'kernel' is missing or no short string"),
         (attribute("kernel", 3), r"attribute 'kernel' is missing or no short string"),
         (attribute("in_features", 41), r"attribute 'in_features' is 41, expected 40 of kernel 'plain'"),
@@ -471,7 +484,7 @@ def test_damage_is_named(library: Library, break_it: Callable[[Case], None], sen
 
 @pytest.mark.parametrize("name", ["kernel", "in_features", "out_features", "block_rows", "block_cols", "threads"])
 def test_missing_attribute(library: Library, name: str) -> None:
-    case = make_case()
+    case = make_case(bias=True)
     path = library(case)
     del case.attributes[name]
     with pytest.raises(Exception, match=f"attribute '{name}' is missing"):
@@ -519,7 +532,7 @@ def test_wrong_x(library: Library) -> None:
 
 
 def test_node_without_a_name(library: Library) -> None:
-    case = make_case()
+    case = make_case(bias=True)
     case.node_name = ""
     case.attributes["threads"] = 0
     with pytest.raises(Exception, match="SparseLinear 'plain': attribute 'threads'"):
@@ -548,7 +561,7 @@ def test_out_of_memory(tmp_path: Path) -> None:
 INT32 = st.integers(-(2**31), 2**31 - 1) | st.integers(-2, 45)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, deadline=None)
 @given(st.lists(st.tuples(st.sampled_from(["indices", "indptr"]), st.integers(0, 60), INT32), min_size=1, max_size=3))
 def test_damaged_weights_are_refused_or_harmless(library: Library, changes: list[tuple[str, int, int]]) -> None:
     """Any change of the index arrays is an error, or another matrix whose product is right."""
@@ -560,14 +573,16 @@ def test_damaged_weights_are_refused_or_harmless(library: Library, changes: list
         case.inputs[name] = put(at % array.size, value)(array.copy())
     try:
         session = open_session(case.model(), path)
-    except Exception as error:  # noqa: BLE001: ONNX Runtime's exceptions have no common base of their own
-        assert re.search(r"SparseLinear 'fc1': ind\w+.* is .*, expected ", str(error)) or "ends at" in str(error)
+    except Exception as error:
+        refusal = str(error)
+    else:
+        indices, indptr = case.inputs["indices"], case.inputs["indptr"]
+        assert indices is not None
+        assert indptr is not None
+        case.matrix = replace(case.matrix, indices=indices, indptr=indptr)
+        check(case, session, RNG.standard_normal((3, 12)).astype(np.float32))
         return
-    indices, indptr = case.inputs["indices"], case.inputs["indptr"]
-    assert indices is not None
-    assert indptr is not None
-    case.matrix = replace(case.matrix, indices=indices, indptr=indptr)
-    check(case, session, RNG.standard_normal((3, 12)).astype(np.float32))
+    assert re.search(r"SparseLinear 'fc1': ind(ices|ptr)\S* (is|ends at) \S+, expected ", refusal)
 
 
 # ---- The file ----
@@ -621,7 +636,7 @@ def test_shared_code_is_linked_once(tmp_path: Path) -> None:
     build_library([kernel], tmp_path / "one.so")
     assert (tmp_path / "two.so").stat().st_size - (tmp_path / "one.so").stat().st_size < 4096
     variants = tuple(replace(variant, code=b"") for variant in kernel.variants)
-    with pytest.raises(ValueError, match="'again': symbol 'plain_.*' stands for two different codes"):
+    with pytest.raises(ValueError, match=r"'again': symbol 'plain_.*' stands for two different codes"):
         build_library([kernel, Kernel("again", 40, 50, (8, 3), 8, kernel.epilogue, variants)], tmp_path / "bad.so")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
+
 from sparsec.compiler.exporter import SparseOp, export, layer_model, save, session_source
+from sparsec.compiler.exporter.stream import write_model
 from sparsec.compiler.frontend import read
 from sparsec.compiler.frontend.activation import FORMULAS
-from sparsec.ir import Activation, BlockPattern, Program, SparseMatrix, SparsecError
+from sparsec.ir import Activation, BlockPattern, Program, SparsecError, SparseMatrix
 
 PATTERN = BlockPattern(2, 2)
 ASSETS = Path(__file__).resolve().parents[2].parent / "shared" / "assets" / "models"
@@ -41,15 +44,28 @@ class SparseLinear(OpRun):  # type: ignore[misc]
 
 
 def build(
-    body: str, inputs: str = "float[2,6] x", outputs: str = "float[a,b] y", opset: int = 17, ir: int = 8, **constants: Any
+    body: str,
+    inputs: str = "float[2,6] x",
+    outputs: str = "float[a,b] y",
+    opset: int = 17,
+    ir: int = 8,
+    **constants: Any,
 ) -> onnx.ModelProto:
-    """A model from ONNX text, with initialisers."""
+    """A model from ONNX text, with those of `constants` that its nodes read as initialisers."""
     text = f'<ir_version: {ir}, opset_import: ["": {opset}]>\ng ({inputs}) => ({outputs}) {{ {body} }}'
     model = onnx.parser.parse_model(text)
+    read_by_nodes = {name for node in model.graph.node for name in node.input}
     for name, value in constants.items():
-        array = np.asarray(value)
-        array = array.astype(np.float32) if array.dtype == np.float64 else array
-        model.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
+        if name in read_by_nodes:
+            array = np.asarray(value)
+            array = array.astype(np.float32) if array.dtype == np.float64 else array
+            model.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
+    return model
+
+
+def without_shape(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model, its output of any rank."""
+    model.graph.output[0].type.tensor_type.ClearField("shape")
     return model
 
 
@@ -123,8 +139,8 @@ def test_a_layer_becomes_one_node() -> None:
 g (float[n,2] x, float[n,2] z) => (float[n,2] y)
    <float[2] b =  {5,6}, float[2] "W.values" =  {1,2}, int32[2] "W.indices" =  {0,1}, int32[3] "W.indptr" =  {0,1,2}>
 {
-   ["mm"] y = ai.sparsec.SparseLinear <kernel: string = "k0", in_features: int = 2, out_features: int = 2, \
-block_rows: int = 1, block_cols: int = 1, threads: int = 4, pattern: string = "group:1", sparsity: float = 0.5, \
+   [mm] y = ai.sparsec.SparseLinear <kernel: string = "k0", in_features: int = 2, out_features: int = 2, \
+block_rows: int = 1, block_cols: int = 1, threads: int = 4, pattern: string = "block:1x1", sparsity: float = 0.5, \
 activation: string = "relu", alpha: float = 0, beta: float = 0> (x, "W.values", "W.indices", "W.indptr", b, z)
 }"""
     assert rewritten.split() == expected.split()
@@ -148,17 +164,23 @@ CHAINS = {
     "gelu by tanh": "h = MatMul(x, W) p = Pow(h, three) q = Mul(p, k) a = Add(h, q) t0 = Mul(a, c) t = Tanh(t0)"
     " s = Add(t, one) m = Mul(h, s) y = Mul(m, half)",
 }
-SCALARS = {"low": -0.5, "high": 0.5, "root": 2**0.5, "one": 1.0, "half": 0.5, "three": 3.0, "k": 0.044715, "c": 0.79788456}
+SCALARS: dict[str, Any] = {
+    "low": -0.5,
+    "high": 0.5,
+    "root": 2**0.5,
+    "one": 1.0,
+    "half": 0.5,
+    "three": 3.0,
+    "k": 0.044715,
+    "c": 0.79788456,
+}
 
 
 @pytest.mark.parametrize("chain", CHAINS)
 def test_chains_compute_the_same(chain: str) -> None:
-    body = CHAINS[chain]
-    used = {name: np.float32(value) for name, value in SCALARS.items() if f"{name})" in body or f"{name}," in body}
-    bias = {"b": normal(4)} if "b" in body.replace("Sub", "") and "Add(h, b" in body + body.replace("b, h", "h, b") else {}
-    inputs = "float[2,6] x, float[2,4] z" if "z)" in body else "float[2,6] x"
-    feeds = {"x": normal(2, 6)} | ({"z": normal(2, 4)} if "z)" in body else {})
-    result = check_same(build(body, inputs, W=normal(6, 4), **used, **bias), **feeds)
+    feeds = {"x": normal(2, 6), "z": normal(2, 4)}
+    inputs = "float[2,6] x, float[2,4] z"
+    result = check_same(build(CHAINS[chain], inputs, W=normal(6, 4), b=normal(4), **SCALARS), **feeds)
     assert len(result.graph) == 1
     assert not set(result.graph.initializers) & set(SCALARS), "constants of covered nodes go"
 
@@ -177,7 +199,7 @@ def test_every_form_of_gemm(trans: Any, alpha: float, beta: float, c: Any, left:
     m, k, n = sizes
     a, b = ((k, m) if trans[0] else (m, k)), ((n, k) if trans[1] else (k, n))
     shapes = {"[N]": (n,), "[1,N]": (1, n), "[1]": (1,), "[]": (), "[M,N]": (m, n), "[M,1]": (m, 1), "variable": (m, n)}
-    constants = {"A": normal(*a)} if left else {"B": normal(*b)}
+    constants: dict[str, Any] = {"A": normal(*a)} if left else {"B": normal(*b)}
     inputs = f"float[{b[0]},{b[1]}] B" if left else f"float[{a[0]},{a[1]}] A"
     feeds = {"B": normal(*b)} if left else {"A": normal(*a)}
     if c == "variable":
@@ -207,12 +229,11 @@ def test_every_form_of_matmul(leading: list[int], left: bool, sizes: tuple[int, 
     m, k, n = sizes
     shape = [*leading, k, n] if left else [*leading, k]
     body = f"h = MatMul({'W, x' if left else 'x, W'}) {'a = Add(h, b)' if bias else 'a = Identity(h)'} y = Relu(a)"
-    constants = {"W": normal(m, k) if left else normal(k, n)}
+    constants: dict[str, Any] = {"W": normal(m, k) if left else normal(k, n)}
     if bias:
         constants["b"] = normal(m, 1) if left else normal(n)
     model = build(body, f"float[{','.join(map(str, shape))}] x", "float y", **constants)
-    model.graph.output[0].type.tensor_type.ClearField("shape")
-    result = check_same(model, x=normal(*shape))
+    result = check_same(without_shape(model), x=normal(*shape))
     assert [node.op_type for node in result.graph if node.op_type != "Identity"] == (
         ["Transpose", "SparseLinear", "Transpose"] if left else ["SparseLinear"]
     )
@@ -260,7 +281,8 @@ def test_names_that_are_taken_are_left_to_their_owners() -> None:
 def test_what_others_still_use_stays() -> None:
     """A weight with another user, a constant that was unused before, an input that only became unused."""
     body = "h = MatMul(x, W) w = ReduceSum<keepdims = 0>(W) y = Add(h, w)"
-    model = build(body, "float[2,6] x, float[2,4] unused_input", W=normal(6, 4), unused=normal(3))
+    model = build(body, "float[2,6] x, float[2,4] unused_input", W=normal(6, 4))
+    model.graph.initializer.append(onnx.numpy_helper.from_array(normal(3), "unused"))
     result = check_same(model, x=normal(2, 6), unused_input=normal(2, 4))
     assert {"W", "unused"} <= set(result.graph.initializers)
     assert [value.name for value in result.graph.inputs] == ["x", "unused_input"]
@@ -347,9 +369,7 @@ DENSE = {
 def test_new_dense_weights_lie_as_the_old_ones_did(form: str) -> None:
     """`Layer.weight` written back is the weight that came; a masked one is zero where the mask is."""
     body, x, shape = DENSE[form]
-    model = build(body, f"float[{x}] x", "float y", W=normal(*shape))
-    model.graph.output[0].type.tensor_type.ClearField("shape")
-    program = read(model)
+    program = read(without_shape(build(body, f"float[{x}] x", "float y", W=normal(*shape))))
     (layer,) = program.layers
     old = program.model.graph.initializers["W"].const_value
     same = export(program, {}, {"y": layer.weight}).graph.initializers["W"].const_value
@@ -368,15 +388,17 @@ def test_new_dense_weights_of_other_types_keep_them() -> None:
     result = export(program, {}, {"y": program.layers[0].weight * 0})
     weight = result.graph.initializers["W"].const_value
     assert weight is not None
-    assert (weight.dtype, np.count_nonzero(weight.numpy())) == (onnx_ir.DataType.FLOAT16, 0)
+    assert weight.dtype == onnx_ir.DataType.FLOAT16
+    assert not weight.numpy().any()
 
 
 def test_recurrent_weights_can_be_replaced() -> None:
-    constants = {"V": normal(1, 16, 3), "R": normal(1, 16, 4)}
+    constants: dict[str, Any] = {"V": normal(1, 16, 3), "R": normal(1, 16, 4)}
     program = read(build("y = LSTM<hidden_size = 4>(x, V, R)", "float[5,1,3] x", "float[a,b,c,d] y", **constants))
     result = export(program, {}, {"y": program.layers[0].weight * 0}).graph.initializers["V"].const_value
     assert result is not None
-    assert (tuple(result.shape), np.count_nonzero(result.numpy())) == ((1, 16, 3), 0)
+    assert result.shape == (1, 16, 3)
+    assert not result.numpy().any()
 
 
 def test_a_shared_or_computed_weight_is_replaced_for_its_node_only() -> None:
@@ -393,14 +415,16 @@ def test_a_shared_or_computed_weight_is_replaced_for_its_node_only() -> None:
     np.testing.assert_allclose(run_dense(result, feeds)[0], 2 * run_dense(computed, feeds)[0], rtol=1e-5)
 
 
+XZ = "float[2,6] x0, float[2,4] z"
 LAYERS = {
-    "matmul": ("h = MatMul(x, W) a = Add(h, b) r = Relu(a) y = Add(r, z)", "float[2,6] x, float[2,4] z", (6, 4), (3,)),
-    "rank 3": ("h = MatMul(x, W) a = Add(h, b) y = Tanh(a)", "float[2,5,6] x", (6, 4), (2, 3)),
-    "left": ("y = MatMul(W, x)", "float[2,6,5] x", (4, 6), (2, 3)),
-    "gemm": ("y = Gemm<transA = 1, beta = 0.5>(x, W, z)", "float[6,2] x, float[2,4] z", (6, 4), (3,)),
-    "computed": ("t = Transpose(W) y = MatMul(x, t)", "float[2,6] x", (4, 6), (3,)),
-    "x is the residual": ("h = MatMul(x, W) y = Add(h, x)", "float[2,6] x", (6, 6), (3,)),
-    "c counts nothing": ("y = Gemm<beta = 0.0>(x, W, z)", "float[2,6] x, float[2,4] z", (6, 4), (3,)),
+    "everything": ("h = MatMul(x, W) a = Add(h, b) r = Relu(a) y = Add(r, z)", XZ, (6, 4), (3,)),
+    "rank 3": ("h = MatMul(x, W) a = Add(h, b) y = Tanh(a)", "float[2,5,6] x0", (6, 4), (2, 3)),
+    "left": ("y = MatMul(W, x)", "float[2,6,5] x0", (4, 6), (2, 3)),
+    "gemm": ("y = Gemm<transA = 1, beta = 0.5>(x, W, z)", "float[6,2] x0, float[2,4] z", (6, 4), (3,)),
+    "computed": ("t = Transpose(W) y = MatMul(x, t)", "float[2,6] x0", (4, 6), (3,)),
+    "x is the residual": ("h = MatMul(x, W) y = Add(h, x)", "float[2,6] x0", (6, 6), (3,)),
+    "c counts nothing": ("y = Gemm<beta = 0.0>(x, W, z)", XZ, (6, 4), (3,)),
+    "c is constant": ("y = Gemm(x, W, C)", "float[3,6] x0", (6, 4), (3,)),
 }
 
 
@@ -408,10 +432,9 @@ LAYERS = {
 def test_one_layer_as_a_model(form: str) -> None:
     """Dense and sparse forms take the same inputs and give the same output, at any number of rows."""
     body, inputs, shape, rows = LAYERS[form]
-    constants = {"W": normal(*shape)} | ({"b": normal(4)} if "b)" in body else {})
-    outputs = "float[a,b,c] y" if len(rows) == 2 else "float[a,b] y"
-    program = read(build(f"x0 = Neg(x) {body.replace('x', 'x0')} q = Neg(y)".replace("x0 = Neg(x0)", "x0 = Neg(x)")
-                         .replace("Rex0", "Rex").replace("q = Neg(y)", ""), inputs, outputs, **constants))  # fmt: skip
+    constants: dict[str, Any] = {"W": normal(*shape), "b": normal(4), "C": normal(3, 4)}
+    model = build(f"x = Neg(x0) {body} after = Neg(y)", inputs, "float after", **constants)
+    program = read(without_shape(model))
     (layer,) = program.layers
     dense = layer_model(program, layer, rows[0] if len(rows) == 1 else rows)
     packed = layer_model(program, layer, rows, SparseOp(PATTERN.pack(layer.weight), "k", 1))
@@ -437,19 +460,22 @@ def test_one_layer_as_a_model_with_another_weight() -> None:
 
 
 def normalised(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """Without what says nothing: empty strings that are set, types of values that no longer exist, their order."""
+    """Without what says nothing: empty fields, types of values that are gone or described twice, their order."""
 
     def clear(message: Any) -> None:
         for descriptor, value in message.ListFields():
             if descriptor.type == descriptor.TYPE_MESSAGE:
                 for child in value if descriptor.is_repeated else [value]:
                     clear(child)
+                if descriptor.name == "type" and not value.ListFields():
+                    message.ClearField("type")
             elif descriptor.type in (descriptor.TYPE_STRING, descriptor.TYPE_BYTES) and not len(value):
                 message.ClearField(descriptor.name)
 
     copy = onnx.ModelProto.FromString(proto.SerializeToString())
     clear(copy)
     known = {name for node in copy.graph.node for name in node.output} | {t.name for t in copy.graph.initializer}
+    known -= {value.name for value in copy.graph.output}
     infos = sorted((info for info in copy.graph.value_info if info.name in known), key=lambda info: info.name)
     del copy.graph.value_info[:]
     copy.graph.value_info.extend(infos)
@@ -460,30 +486,36 @@ def normalised(proto: onnx.ModelProto) -> onnx.ModelProto:
 @pytest.mark.parametrize("file", sorted(ASSETS.glob("*.onnx")), ids=lambda path: path.stem)
 def test_real_models_leave_as_they_came(file: Path) -> None:
     program = read(file)
-    proto = onnx_ir.to_proto(export(program, {}))
-    assert proto.SerializeToString() == onnx_ir.to_proto(program.model).SerializeToString()
+    result = export(program, {})
+    proto = onnx_ir.to_proto(result)
+    written = io.BytesIO()
+    write_model(result, written)
+    assert written.getvalue() == proto.SerializeToString() == onnx_ir.to_proto(program.model).SerializeToString()
     assert normalised(proto) == normalised(onnx.load(file, load_external_data=False))
 
 
 def test_every_onnx_node_test_leaves_as_it_came() -> None:
+    """1,884 models, one for each case of each operator: sequences, optionals, strings and functions among them."""
     loader = pytest.importorskip("onnx.backend.test.loader")
     with np.errstate(all="ignore"):
         cases = loader.load_model_tests(kind="node")
-    kept = 0
+    refused = []
     for case in cases:
         try:
             program = read(case.model)
-        except SparsecError:
-            continue  # test_frontend.py checks which and why
+        except SparsecError as error:
+            refused.append(f"{case.name}: {error}")
+            continue
         assert normalised(onnx_ir.to_proto(export(program, {}))) == normalised(case.model), case.name
-        kept += 1
-    assert kept > 1000
+    assert len(cases) - len(refused) > 1000
+    # What ONNX Runtime does not open either.
+    assert all("newer than onnxruntime" in words for words in refused), refused
 
 
 def test_functions_and_subgraphs_leave_as_they_came() -> None:
     model = onnx.parser.parse_model("""
         <ir_version: 10, opset_import: ["": 17, "local": 1], metadata_props: ["k": "v"]>
-        g (float[2,6] x, bool flag) => (float[a,b] y) <float[6,4] W, float[2] dead = {1, 2}>
+        g (float[2,6] x, bool flag) => (float[a,b] y) <float[2] dead = {1, 2}>
         {
             h = MatMul(x, W)
             f = local.twice(h)
@@ -491,20 +523,12 @@ def test_functions_and_subgraphs_leave_as_they_came() -> None:
                            else_branch = e () => (float[m,n] q) { q = Neg(h) } >
         }
         <domain: "local", opset_import: ["": 17]> twice (v) => (w) { w = Add(v, v) }""")
-    tensor = next(tensor for tensor in model.graph.initializer if tensor.name == "W") if model.graph.initializer else None
-    if tensor is None or not tensor.dims:
-        model.graph.initializer.append(onnx.numpy_helper.from_array(normal(6, 4), "W"))
-    else:
-        tensor.CopyFrom(onnx.numpy_helper.from_array(normal(6, 4), "W"))
+    model.graph.initializer.append(onnx.numpy_helper.from_array(normal(6, 4), "W"))
     program = read(model)
-    rewritten = onnx_ir.to_proto(export(program, sparse(program)))
-    assert rewritten.functions == model.functions
+    rewritten = normalised(onnx_ir.to_proto(export(program, sparse(program))))
+    assert rewritten.functions == normalised(model).functions
     assert rewritten.graph.node[1:] == normalised(model).graph.node[1:]
     assert "dead" in {tensor.name for tensor in rewritten.graph.initializer}
-
-
-def large(program: Program) -> onnx_ir.Model:
-    return export(program, sparse(program))
 
 
 def test_saving_is_deterministic_and_inline(tmp_path: Path) -> None:
@@ -514,7 +538,7 @@ def test_saving_is_deterministic_and_inline(tmp_path: Path) -> None:
         save(export(program, sparse(program)), tmp_path / name)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
     assert {path.name for path in tmp_path.iterdir()} == {"a", "b"}
-    onnx.load(tmp_path / "a")
+    assert (tmp_path / "a").read_bytes() == onnx_ir.to_proto(export(program, sparse(program))).SerializeToString()
 
 
 def test_saving_what_is_too_large_for_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -584,6 +608,6 @@ def test_a_full_disk_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyP
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_bytes", full)
+    monkeypatch.setattr("sparsec.compiler.exporter.files.write_model", full)
     with pytest.raises(SparsecError, match="No space left on device"):
         save(model, tmp_path / "model.onnx")

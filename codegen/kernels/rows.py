@@ -1,0 +1,145 @@
+"""Vectors along the rows of X, for blocks of few outputs: one panel times a tile of rows in registers.
+
+    for tile of rows:
+        pack X[tile, :] -> workspace[k, row]
+        for group of panels:
+            for panel:
+                acc[width, tile_rows] = 0
+                for block t, input c:
+                    acc[r, :] += values[t, c, r] * workspace[indices[t] + c, :]
+                stage[r, :] = acc[r, :]
+            Y[tile, group] = epilogue(transpose(stage))
+
+Every weight is one broadcast and a multiply-add a vector of rows, however narrow the blocks are: for unstructured
+sparsity this is the loop of Elsen et al. 2020, "Fast Sparse ConvNets". What bounds it is the second-level cache, from
+which the packed inputs come; more rows read more of it for each index (Cascade Lake, 1 x 1, 90 % zeros, 1024 x 4096: 26
+GFLOP/s a core with 16 rows, 38 with 64, where vectors along the outputs reach 10).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from .abi import function
+from .blocks import Panel, each_input
+from .lanes import WIDE, adjacent, broadcast, shuffle, transpose, whole_lanes
+from .pack import pack_rows
+from .stage import each_group, each_vector, room, width
+from .store import store
+
+if TYPE_CHECKING:
+    from ..problem import Problem
+    from .abi import Arguments, Expr
+    from .schedule import Schedule
+
+
+def workspace(problem: Problem, schedule: Schedule) -> int:
+    """float32 of scratch memory a call needs: the packed tile, and after it the stage."""
+    return schedule.tile_rows * (problem.in_features + room(problem))
+
+
+def emit(problem: Problem, schedule: Schedule, symbol: str) -> Any:
+    """The TVM function `symbol` for this problem and schedule."""
+    from tvm.script.ir_builder import IRBuilder
+
+    with IRBuilder() as builder, function(problem, symbol, workspace(problem, schedule)) as args:
+        _Emitter(problem, schedule, args).body()
+    return builder.get()
+
+
+class _Emitter:
+    """Emits one function; its methods are the loop nest from the outside in."""
+
+    def __init__(self, problem: Problem, schedule: Schedule, args: Arguments) -> None:
+        from tvm.tirx.script import builder
+
+        self.T: Any = builder
+        self.problem, self.args = problem, args
+        self.rows = schedule.tile_rows
+        self.lanes = whole_lanes(self.rows)
+        self.vectors = self.rows // self.lanes
+        self.width = width(problem)
+        self.chains = max(1, schedule.accumulators // (self.width * self.vectors))
+        self.stage = problem.in_features * self.rows
+
+    def body(self) -> None:
+        T, args = self.T, self.args
+        rows = args.row_end - args.row_begin
+        with T.serial(T.ceildiv(rows, T.int64(self.rows))) as i:
+            row = T.Bind(args.row_begin + i * self.rows)
+            valid = T.Bind(T.min(T.int64(self.rows), args.row_end - row))
+            self.pack(row, valid)
+            each_group(self.problem, args, self.panel, lambda output, count: self.store(row, valid, output, count))
+
+    def pack(self, row: Expr, valid: Expr) -> None:
+        """The tile's inputs to the workspace; rows that it lacks are zeros, not what the memory held."""
+        T, args, inputs = self.T, self.args, self.problem.in_features
+        with T.If(valid < self.rows), T.Then(), T.serial(T.int64(inputs * self.vectors)) as i:
+            where = adjacent(i * self.lanes, self.lanes)
+            T.buffer_store(args.workspace, broadcast(T.float32(0), self.lanes), [where])
+        pack_rows(args, row, valid, self.rows, inputs)
+
+    def panel(self, panel: Expr, place: Expr) -> None:
+        """The sums of one panel, to its place in the stage."""
+        T, p, args = self.T, self.problem, self.args
+        at = Panel.locate(p, args, panel)
+        acc = [
+            [[T.alloc_buffer((self.lanes,)) for _ in range(self.vectors)] for _ in range(self.width)]
+            for _ in range(self.chains)
+        ]
+        whole = adjacent(T.int64(0), self.lanes)
+        for buffer in (b for chain in acc for output in chain for b in output):
+            T.buffer_store(buffer, broadcast(T.float32(0), self.lanes), [whole])
+
+        def step(t: Expr, c: Expr, chain: int) -> None:
+            """All outputs and rows for input c of block t."""
+            packed = (T.cast(args.indices[at.first + t], "int64") + c) * self.rows
+            x = [T.Bind(args.workspace[self.vector(packed, v)]) for v in range(self.vectors)]
+            for r in range(self.width):
+                weight = T.Bind(broadcast(args.values[at.values + (t * p.block[1] + c) * p.panel + r], self.lanes))
+                for v in range(self.vectors):
+                    target = acc[chain][r][v]
+                    T.buffer_store(target, target[whole] + x[v] * weight, [whole])
+
+        each_input(at.count, p.block[1], self.chains, step)
+        for r in range(self.width):
+            for v in range(self.vectors):
+                total = sum((acc[chain][r][v][whole] for chain in range(1, self.chains)), acc[0][r][v][whole])
+                T.buffer_store(args.workspace, total, [self.vector(self.stage + (place + r) * self.rows, v)])
+
+    def vector(self, start: Expr, number: int) -> Expr:
+        """The index of a vector of rows of the line of the tile that begins at `start`."""
+        return adjacent(start + number * self.lanes, self.lanes)
+
+    def store(self, row: Expr, valid: Expr, output: Expr, count: Expr) -> None:
+        """Y[row ..., output ...] = epilogue(stage), `valid` rows and `count` outputs."""
+        T = self.T
+        fours = T.truncdiv(valid, T.int64(4))
+
+        def vector(n: Expr) -> None:
+            with T.serial(fours) as four:
+                sums = self.transposed(n, four * 4)
+                store(self.problem, self.args, row + four * 4, output + n, [[v] for v in sums], WIDE)
+            with T.serial(valid - fours * 4) as r, T.serial(T.int64(WIDE)) as i:
+                single(fours * 4 + r, n + i)
+
+        def single(r: Expr, n: Expr) -> None:
+            value = self.args.workspace[self.stage + n * self.rows + r]
+            store(self.problem, self.args, row + r, output + n, [[value]], 1)
+
+        def column(n: Expr) -> None:
+            with T.serial(valid) as r:
+                single(r, n)
+
+        each_vector(count, vector, column)
+
+    def transposed(self, n: Expr, r: Expr) -> list[Expr]:
+        """Rows r to r+3 of the stage, each a vector of the outputs n to n+15."""
+        T = self.T
+
+        def rows(output: int) -> Expr:
+            return self.args.workspace[adjacent(self.stage + (n + output) * self.rows + r, 4)]
+
+        # Lane 4i + j of vector k is row r+j of output n + 4i + k.
+        four = [shuffle([rows(4 * i + k) for i in range(4)], range(WIDE)) for k in range(4)]
+        return transpose([T.Bind(vector) for vector in four])

@@ -1,0 +1,96 @@
+"""`sparsec MODEL -o OUT`: the main command."""
+
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from .console import print_message
+from .errors import ExitCode
+from .options import (
+    Batch,
+    Dim,
+    Force,
+    Inputs,
+    Json,
+    Model,
+    NoSurvey,
+    Output,
+    Pattern,
+    PruneAll,
+    Quiet,
+    Seed,
+    Sparsity,
+    Target,
+    Threads,
+    Tune,
+    Verbose,
+    make_config,
+)
+from .result import Result
+from .show import Show
+
+
+def compile_command(
+    context: typer.Context,
+    model: Model,
+    output: Output,
+    sparsity: Sparsity = None,
+    pattern: Pattern = "group:16",
+    prune_all: PruneAll = False,
+    target: Target = "auto",
+    tune: Tune = "quick",
+    no_survey: NoSurvey = False,
+    force: Force = False,
+    batch: Batch = None,
+    dim: Dim = None,
+    threads: Threads = None,
+    seed: Seed = 0,
+    inputs: Inputs = None,
+    json: Json = None,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+) -> Callable[[], int]:
+    """Compile MODEL into the folder OUT, which any ONNX Runtime program loads.
+
+    Without --sparsity no weight changes; for dense layers it is then measured what pruning would bring.
+    """
+    options = {
+        "sparsity": sparsity,
+        "pattern": pattern,
+        "prune_all": prune_all,
+        "target": target,
+        "tune": tune,
+        "survey": not no_survey,
+        "batch": batch,
+        "dim": dim,
+        "threads": threads,
+        "seed": seed,
+        "inputs": inputs,
+    }
+    return lambda: _compile(model, output, force, options, Show(json, verbose, quiet), context.obj or ())
+
+
+def _compile(model: str, out: str, force: bool, options: dict[str, Any], show: Show, typed: Sequence[str]) -> int:
+    # Step 1. Whatever can be wrong with the command is said before any work.
+    config = make_config(**options)
+    show.check()
+    from ..artifact import check_output
+
+    check_output(Path(out), force)
+    # Step 2. The work.
+    from ..driver import compile as compile_model
+
+    with show.progress() as progress:
+        progress.start("reading the model", None)
+        with closing(compile_model(Path(model), config, progress)) as compiled:
+            compiled.save(out, force)
+            report = compiled.report
+    # Step 3. The result.
+    result = Result(report, typed, out, full=show.verbose)
+    show.result(report.to_dict(), result.print)
+    for note in report.notes:
+        print_message("warning", note)
+    return ExitCode.DONE

@@ -1,0 +1,145 @@
+"""What a compilation found, as text: the decisions, the whole model, and how to go on."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.text import Text
+
+from .cells import facts, plain_table, speedup
+from .console import printable
+from .decisions import decision_table
+from .text import count, factor, number, percent, size
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from rich.console import Console
+    from rich.table import Table
+
+    from ...ir import Timing
+    from ..report import Report, SurveyPoint
+
+# A survey suggests the least sparsity that brings this, at every batch size; else the one that brings most, if that
+# is more than noise.
+_WORTH_IT = 1.2
+_NOTICEABLE = 1.03
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """A report, and the command line and folder that a user would go on with.
+
+    Attributes:
+        typed: the command line without the program's name.
+        out: the folder of the artifact.
+        full: every layer on its own, with its whole name.
+    """
+
+    report: Report
+    typed: Sequence[str]
+    out: str
+    full: bool = False
+
+    def print(self, console: Console) -> None:
+        """All of it, in the order in which it is read."""
+        report = self.report
+        console.print(Text(_headline(report), "bold"), "", sep="\n")
+        if report.decisions:
+            console.print(decision_table(report.decisions, console.width, self.full), "", sep="\n")
+        if report.timings:
+            console.print(Text("the whole model", "bold"), timing_table(report.timings), "", sep="\n")
+        console.print(facts(_facts(report)), "", sep="\n")
+        if report.survey:
+            title = Text(f"what pruning would bring ({_patterns(report.survey)}; measured, not written)", "bold")
+            console.print(title, survey_table(report.survey, report.batch), "", sep="\n")
+            self._print_next(console)
+        console.print("To load it, with nothing but ONNX Runtime:", "", sep="\n")
+        console.print(*_recipe(self.out), sep="\n", soft_wrap=True)
+
+    def _print_next(self, console: Console) -> None:
+        """Which option goes on from a survey, and what is not known."""
+        point = suggestion(self.report.survey)
+        if point is None:
+            console.print("At none of these would pruning make this model faster on this machine.", "", sep="\n")
+            return
+        at_least = f"From {percent(point.sparsity)} zeros on" if min(point.speedups) >= _WORTH_IT else "At best"
+        console.print(f"{at_least} the model is {factor(min(point.speedups))} as fast. To go on from there:")
+        command = f"    sparsec {shlex.join(self.typed)} --sparsity {point.sparsity:g}"
+        console.print(Text(printable(command), "bold"), soft_wrap=True)  # one line, to be copied
+        console.print(
+            "Accuracy was not measured. Pruning costs some, so measure yours before you use the result.", "", sep="\n"
+        )
+
+
+def _headline(report: Report) -> str:
+    of = printable(report.model) or "the model"
+    where = f"{report.target}, {count(report.threads, 'thread')}"
+    if not report.decisions:
+        return f"{of} for {where}: no layer with a constant weight in its main graph"
+    return f"{of} for {where}: {report.sparse_layers} of {count(len(report.decisions), 'layer')} sparse"
+
+
+def _facts(report: Report) -> Iterator[tuple[str, str]]:
+    if report.bytes_before:
+        yield "size", f"{size(report.bytes_before)} -> {size(report.bytes_after)}"
+    verification = report.verification
+    if verification is None:
+        yield "verified", "no: the model could not be run here"
+    else:
+        of = f"{count(verification.outputs, 'output')}; inputs: {verification.inputs}"
+        error = f"{verification.error:.1e} of the largest value" if verification.error else "none"
+        yield "verified", f"largest difference from the dense model with the same weights: {error} ({of})"
+    yield "took", f"{number(report.seconds)} s"
+
+
+def _patterns(survey: Sequence[SurveyPoint]) -> str:
+    return " or ".join(dict.fromkeys(point.pattern for point in survey))
+
+
+def _recipe(out: str) -> list[str]:
+    """Python that loads the artifact."""
+    from ..artifact import LIBRARY, MODEL
+
+    return [
+        "    import onnxruntime",
+        "    options = onnxruntime.SessionOptions()",
+        f"    options.register_custom_ops_library({str(Path(out, LIBRARY))!r})",
+        f"    session = onnxruntime.InferenceSession({str(Path(out, MODEL))!r}, options)",
+    ]
+
+
+def timing_table(timings: Sequence[Timing]) -> Table:
+    """Whole models: milliseconds, and the speedup with its quartiles."""
+    table = plain_table((">", "batch"), (">", "dense ms"), (">", "sparse ms"), (">", "speedup"), ("<", "middle half"))
+    for timing in timings:
+        low, high = timing.spread
+        table.add_row(
+            f"{timing.batch}",
+            number(timing.dense_us / 1000),
+            number(timing.sparse_us / 1000),
+            speedup(timing.speedup),
+            f"{factor(low)} to {factor(high)}",
+        )
+    return table
+
+
+def survey_table(survey: Sequence[SurveyPoint], batches: Sequence[int]) -> Table:
+    """What pruning would bring, a row a sparsity."""
+    table = plain_table((">", "zeros"), (">", "sparse layers"), *((">", f"batch {batch}") for batch in batches))
+    for point in survey:
+        table.add_row(percent(point.sparsity), f"{point.layers}", *(speedup(value) for value in point.speedups))
+    return table
+
+
+def suggestion(survey: Sequence[SurveyPoint]) -> SurveyPoint | None:
+    """Where to go on from a survey: the least sparsity that is worth it, judged by the batch size that gains least."""
+    measured = sorted((point for point in survey if point.speedups), key=lambda point: point.sparsity)
+    for point in measured:
+        if min(point.speedups) >= _WORTH_IT:
+            return point
+    best = max(measured, key=lambda point: min(point.speedups), default=None)
+    return best if best is not None and min(best.speedups) > _NOTICEABLE else None

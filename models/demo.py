@@ -1,0 +1,40 @@
+"""`make demo`: compile the trained, pruned digits classifier that the repository ships, and show what came of it."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from pathlib import Path
+
+import onnxruntime
+
+from .digits import DENSE, GROUP16, accuracy, load_split, predictor
+
+
+def main() -> int:
+    """Compile, print the table, compare accuracy and speed."""
+    from ..compiler.artifact import load
+    from ..compiler.cli import main as cli
+
+    print(f"$ sparsec {GROUP16.name} -o out --batch 1,16\n", flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "out"
+        code = cli([str(GROUP16), "-o", str(out), "--batch", "1,16"])
+        if code:
+            return code
+        _, _, x_test, y_test = load_split()
+        cpu = ["CPUExecutionProvider"]
+        sessions = {
+            "dense twin (no zeros), ONNX Runtime": onnxruntime.InferenceSession(DENSE, providers=cpu),
+            "pruned model, ONNX Runtime": onnxruntime.InferenceSession(GROUP16, providers=cpu),
+            "pruned model, sparsec": load(out),
+        }
+        print(f"\nAccuracy on {len(y_test)} held-out digits:")
+        for name, session in sessions.items():
+            share = accuracy(predictor(session), x_test, y_test)
+            print(f"  {share:7.2%}  {name}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
