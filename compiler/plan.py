@@ -74,9 +74,9 @@ def make_plan(program: Program, config: CompileConfig) -> Plan:
 def _check_names(program: Program, config: CompileConfig) -> None:
     names = [layer.name for layer in program.layers]
     for glob, _ in config.layer_sparsity:
-        if not any(fnmatchcase(name, glob) for name in names):
+        if names and not any(fnmatchcase(name, glob) for name in names):
             close = get_close_matches(glob, names, n=3, cutoff=0.3) or names[:3]
-            known = ", ".join(f"'{name}'" for name in close) or "none: the model has no layers"
+            known = ", ".join(f"'{name}'" for name in close)
             raise UsageError(f"--sparsity '{glob}=...' names no layer of the model; it has {known}, see sparsec inspect")
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from .abi import Expr
+    from .abi import Buffer, Expr
 
 # Columns that `transpose` turns at a time: 4 x 4 blocks in each 128-bit lane, which is what shuffles do in one cycle.
 WIDE = 16
@@ -33,6 +33,18 @@ def broadcast(scalar: Expr, lanes: int) -> Expr:
     from tvm.tirx.script import builder as T
 
     return T.Broadcast(scalar, lanes) if lanes > 1 else scalar
+
+
+def zeros(lanes: int) -> Buffer:
+    """A buffer of `lanes` zeros that stays in a register.
+
+    So small a buffer with constant indices does; above 1,023 bytes TVM would take it from the heap.
+    """
+    from tvm.tirx.script import builder as T
+
+    buffer = T.alloc_buffer((lanes,))
+    T.buffer_store(buffer, broadcast(T.float32(0), lanes), [adjacent(T.int64(0), lanes)])
+    return buffer
 
 
 def shuffle(vectors: Sequence[Expr], picks: Sequence[int]) -> Expr:

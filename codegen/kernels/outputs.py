@@ -10,7 +10,7 @@
 
 Every input of a block is one broadcast a row and one load a vector of weights. With two vectors of 16 outputs and 14
 rows the loop is 28 multiply-adds for 17 loads; packed inputs and weights are prefetched, because the gather over the
-inputs is what a processor cannot foresee (Cascade Lake: 78 -> 107 GFLOP/s a core with weights in the third-level cache).
+inputs is what a processor cannot foresee (Cascade Lake, weights in the third-level cache: 78 -> 107 GFLOP/s a core).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from .abi import function
 from .blocks import Panel, each_input, each_tile, first_output
 from .elementwise import activate
-from .lanes import adjacent, broadcast, whole_lanes
+from .lanes import adjacent, broadcast, shuffle, whole_lanes
 from .pack import pack_rows
 from .store import store
 
@@ -87,7 +87,9 @@ class _Emitter:
         with T.serial(args.panel_end - args.panel_begin) as i:
             panel = args.panel_begin + i
             at = Panel.locate(self.problem, args, panel)
-            self.store(row, panel, at.output, self.sums(rows, at, x_at, prefetch_x=pack))
+            paired = pack and self.schedule.pairs and self.vectors == 1 and self.lanes > 1 and rows % 2 == 0
+            sums = self.paired_sums(rows, at, x_at) if paired else self.sums(rows, at, x_at, prefetch_x=pack)
+            self.store(row, panel, at.output, sums)
 
     def sums(self, size: int, at: Panel, x_at: Locate, prefetch_x: bool) -> list[list[Expr]]:
         """Emit the loop over the blocks; returns expressions [row][vector] of the sums."""
@@ -117,6 +119,40 @@ class _Emitter:
         each_input(at.count, p.block[1], chains, step)
         return [
             [sum((acc[c][r][v][whole] for c in range(1, chains)), acc[0][r][v][whole]) for v in range(self.vectors)]
+            for r in range(size)
+        ]
+
+    def paired_sums(self, size: int, at: Panel, x_at: Locate) -> list[list[Expr]]:
+        """The same for a panel of one vector, two rows a register.
+
+        A broadcast of two rows' inputs (64 bits, which a load does for nothing) meets the weights of half a panel, each
+        twice: one load serves two multiply-adds, as it does in a panel of two vectors.
+        """
+        T, p, args, lanes = self.T, self.problem, self.args, self.lanes
+        half = lanes // 2
+        acc = [[T.alloc_buffer((lanes,)) for _ in range(2)] for _ in range(size // 2)]
+        whole = adjacent(T.int64(0), lanes)
+        for buffer in (b for pair in acc for b in pair):
+            T.buffer_store(buffer, broadcast(T.float32(0), lanes), [whole])
+
+        def step(t: Expr, c: Expr, chain: int) -> None:
+            """All rows for input c of block t."""
+            column = T.cast(args.indices[at.first + t], "int64") + c
+            weights = at.values + (t * p.block[1] + c) * p.panel
+            self.prefetch(at.first + t, c, weights, x_at)
+            row = T.Bind(args.values[adjacent(weights, lanes)])
+            twice = [T.Bind(shuffle([row], [h * half + i // 2 for i in range(lanes)])) for h in range(2)]
+            for pair in range(size // 2):
+                buffer, where = x_at(2 * pair, column)
+                two = T.reinterpret("float64", buffer[adjacent(where, 2)])
+                x = T.Bind(T.reinterpret(f"float32x{lanes}", broadcast(two, half)))
+                for h in range(2):
+                    target = acc[pair][h]
+                    T.buffer_store(target, target[whole] + x * twice[h], [whole])
+
+        each_input(at.count, p.block[1], 1, step)
+        return [
+            [shuffle([acc[r // 2][0][whole], acc[r // 2][1][whole]], [2 * i + r % 2 for i in range(lanes)])]
             for r in range(size)
         ]
 

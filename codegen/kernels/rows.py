@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     from .abi import Arguments, Expr
     from .schedule import Schedule
 
+# Rows of the tiles for the rows that large tiles leave.
+_SMALL_TILE = 16
+
 
 def workspace(problem: Problem, schedule: Schedule) -> int:
     """float32 of scratch memory a call needs: the packed tile, and after it the stage."""
@@ -43,30 +46,46 @@ def emit(problem: Problem, schedule: Schedule, symbol: str) -> Any:
     from tvm.script.ir_builder import IRBuilder
 
     with IRBuilder() as builder, function(problem, symbol, workspace(problem, schedule)) as args:
-        _Emitter(problem, schedule, args).body()
+        _each_tile(problem, schedule, args)
     return builder.get()
 
 
-class _Emitter:
-    """Emits one function; its methods are the loop nest from the outside in."""
+def _each_tile(problem: Problem, schedule: Schedule, args: Arguments) -> None:
+    """All rows of the call: tiles of `tile_rows`, of which the last may lack rows.
 
-    def __init__(self, problem: Problem, schedule: Schedule, args: Arguments) -> None:
+    Where it would lack half of them and more, the rest of the rows are done in small tiles instead.
+    """
+    from tvm.tirx.script import builder as T
+
+    size, rows = schedule.tile_rows, args.row_end - args.row_begin
+    lacking = size // 2 - 1 if size > _SMALL_TILE else size - 1
+    large = T.Bind(T.truncdiv(rows + lacking, T.int64(size)))
+    _Emitter(problem, schedule, args, size).tiles(args.row_begin, large)
+    if size > _SMALL_TILE:
+        rest = T.Bind(args.row_begin + T.min(large * size, rows))
+        small = T.ceildiv(args.row_end - rest, T.int64(_SMALL_TILE))
+        _Emitter(problem, schedule, args, _SMALL_TILE).tiles(rest, small)
+
+
+class _Emitter:
+    """Emits the code for tiles of one size; its methods are the loop nest from the outside in."""
+
+    def __init__(self, problem: Problem, schedule: Schedule, args: Arguments, rows: int) -> None:
         from tvm.tirx.script import builder
 
         self.T: Any = builder
-        self.problem, self.args = problem, args
-        self.rows = schedule.tile_rows
+        self.problem, self.args, self.rows = problem, args, rows
         self.lanes = whole_lanes(self.rows)
         self.vectors = self.rows // self.lanes
         self.width = width(problem)
         self.chains = max(1, schedule.accumulators // (self.width * self.vectors))
         self.stage = problem.in_features * self.rows
 
-    def body(self) -> None:
+    def tiles(self, begin: Expr, count: Expr) -> None:
+        """`count` tiles from row `begin` on."""
         T, args = self.T, self.args
-        rows = args.row_end - args.row_begin
-        with T.serial(T.ceildiv(rows, T.int64(self.rows))) as i:
-            row = T.Bind(args.row_begin + i * self.rows)
+        with T.serial(count) as i:
+            row = T.Bind(begin + i * self.rows)
             valid = T.Bind(T.min(T.int64(self.rows), args.row_end - row))
             self.pack(row, valid)
             each_group(self.problem, args, self.panel, lambda output, count: self.store(row, valid, output, count))

@@ -1,4 +1,4 @@
-"""ONNX's own operator cases still pass after they have been through sparsec, wherever ONNX Runtime itself passes them."""
+"""ONNX's own operator cases still pass after they have been through sparsec, wherever ONNX Runtime passes them."""
 
 import tempfile
 import warnings
@@ -55,9 +55,9 @@ def feeds_of(case: Any, inputs: list[Any]) -> dict[str, Any]:
     return {name: value for name, value in zip(names, inputs, strict=False) if value is not None}
 
 
-def passing() -> Iterator[tuple[Any, dict[str, Any], list[Any]]]:
+def passing(prefix: str = "test_") -> Iterator[tuple[Any, dict[str, Any], list[Any]]]:
     """Cases that ONNX Runtime runs to the expected result, with their feeds and results."""
-    for case in cases():
+    for case in (case for case in cases() if case.name.startswith(prefix)):
         for inputs, expected in case.data_sets:
             feeds = feeds_of(case, inputs)
             try:
@@ -82,9 +82,9 @@ def test_all_cases_pass_after_reading_and_writing() -> None:
     print(f"{count} cases")
 
 
-@pytest.mark.parametrize("kind", ["gemm", "matmul"])
+@pytest.mark.parametrize(("kind", "least"), [("gemm", 12), ("matmul", 2)])
 def test_cases_with_constant_weights_pass_when_sparse(
-    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kind: str, least: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The same operators with their second operand a constant, forced to be sparse: every form of Gemm and MatMul."""
     monkeypatch.setattr(decide, "compare", lambda dense, sparse, pairs=7: Comparison(2.0, 1.0, 2.0, (2.0, 2.0)))
@@ -92,8 +92,8 @@ def test_cases_with_constant_weights_pass_when_sparse(
         layer_sparsity=(("*", 0.01),), pattern="block:1x1", tune=Tune.OFF, threads=1, cache=tmp_path
     )
     made_sparse = 0
-    for case, feeds, _ in passing():
-        if not case.name.startswith(f"test_{kind}_") or any(v.dtype != np.float32 for v in feeds.values()):
+    for case, feeds, _ in passing(f"test_{kind}_"):
+        if any(value.dtype != np.float32 for value in feeds.values()):
             continue
         for constant in (0, 1):
             model, rest = with_constant(case.model, feeds, constant)
@@ -104,7 +104,7 @@ def test_cases_with_constant_weights_pass_when_sparse(
             for e, a in zip(expected, actual, strict=True):
                 # 1 % of the weights may be gone: none of these small matrices has that many.
                 np.testing.assert_allclose(a, e, rtol=1e-5, atol=1e-5)
-    assert made_sparse >= 4
+    assert made_sparse >= least
 
 
 def with_constant(model: onnx.ModelProto, feeds: dict[str, Any], index: int) -> tuple[onnx.ModelProto, dict[str, Any]]:

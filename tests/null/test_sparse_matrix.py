@@ -1,0 +1,215 @@
+"""Patterns and packed weights: legal masks, the best ones, and packing that loses nothing."""
+
+from __future__ import annotations
+
+from dataclasses import FrozenInstanceError
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from sparsec.ir import BlockPattern, UsageError
+from sparsec.ir.sparse_matrix import MAX_PANEL, panel_width
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Array = NDArray[Any]
+
+PROPERTY = settings(max_examples=200, deadline=None, derandomize=True, database=None)
+SHAPES = st.tuples(st.integers(1, 70), st.integers(1, 70))
+PATTERNS = st.builds(BlockPattern, st.integers(1, 40), st.integers(1, 40))
+DENSITIES = st.floats(0, 1)
+SEEDS = st.integers(0, 2**32 - 1)
+
+
+def random_weight(pattern: BlockPattern, shape: tuple[int, int], density: float, seed: int) -> Array:
+    """Normal weights in blocks that are kept with probability `density`."""
+    rng = np.random.default_rng(seed)
+    mask = pattern.expand(rng.random(pattern.grid(shape)) < density, shape)
+    return (rng.standard_normal(shape) * mask).astype(np.float32)
+
+
+# ---- Packing ----
+
+
+@PROPERTY
+@given(PATTERNS, SHAPES, DENSITIES, SEEDS)
+@example(BlockPattern(4, 4), (8, 8), 0.0, 0)
+@example(BlockPattern(40, 40), (1, 1), 1.0, 0)
+@example(BlockPattern(5, 3), (11, 10), 1.0, 0)
+@example(BlockPattern(33, 7), (67, 8), 0.5, 0)
+def test_packing_is_exact(pattern: BlockPattern, shape: tuple[int, int], density: float, seed: int) -> None:
+    weight = random_weight(pattern, shape, density, seed)
+    matrix = pattern.pack(weight)
+    assert np.array_equal(matrix.to_dense(), weight)
+    assert matrix.to_dense().dtype == np.float32
+
+
+@PROPERTY
+@given(PATTERNS, SHAPES, DENSITIES, SEEDS)
+@example(BlockPattern(5, 3), (11, 10), 0.7, 1)
+def test_arrays_are_as_documented(pattern: BlockPattern, shape: tuple[int, int], density: float, seed: int) -> None:
+    """What a kernel relies on when it reads without a check."""
+    weight = random_weight(pattern, shape, density, seed)
+    m = pattern.pack(weight)
+    cols = m.block[1]
+    block_rows, block_cols = pattern.grid(shape)
+    assert (m.values.dtype, m.indices.dtype, m.indptr.dtype) == (np.float32, np.int32, np.int32)
+    assert m.values.shape == (m.blocks * m.panels * m.panel * cols,)
+    assert m.indptr.shape == (block_rows + 1,)
+    assert m.indptr[0] == 0
+    assert m.indptr[-1] == m.blocks
+    assert (np.diff(m.indptr) >= 0).all()
+    assert (np.diff(m.indptr) <= block_cols).all()
+    assert (m.indices >= 0).all()
+    assert (m.indices + cols <= shape[1]).all()
+    for begin, end in zip(m.indptr[:-1], m.indptr[1:], strict=True):
+        assert (np.diff(m.indices[begin:end]) > 0).all()
+    assert m.nbytes == 4 * (m.values.size + m.indices.size + m.indptr.size)
+    # Exactly the blocks with a weight other than zero.
+    assert m.blocks == np.count_nonzero(pattern.reduce((weight != 0).astype(np.float64)))
+
+
+@PROPERTY
+@given(PATTERNS, SHAPES, DENSITIES, SEEDS)
+@example(BlockPattern(37, 2), (80, 9), 1.0, 2)
+def test_product_in_the_order_of_the_kernels(
+    pattern: BlockPattern, shape: tuple[int, int], density: float, seed: int
+) -> None:
+    """The layout by its definition: [block row][panel][block][C inputs][panel outputs]."""
+    weight = random_weight(pattern, shape, density, seed)
+    m = pattern.pack(weight)
+    rows, cols = m.block
+    x = np.random.default_rng(seed).standard_normal(shape[1])
+    y = np.zeros((len(m.indptr) - 1, m.panels * m.panel))
+    at = 0
+    for i, (begin, end) in enumerate(zip(m.indptr[:-1], m.indptr[1:], strict=True)):
+        for p in range(m.panels):
+            for t in range(begin, end):
+                block = m.values[at : at + cols * m.panel].reshape(cols, m.panel)
+                y[i, p * m.panel : (p + 1) * m.panel] += x[m.indices[t] : m.indices[t] + cols] @ block
+                at += cols * m.panel
+    assert at == m.values.size
+    assert (y[:, rows:] == 0).all(), "outputs that R does not fill are zeros"
+    np.testing.assert_allclose(y[:, :rows].ravel()[: shape[0]], weight.astype(np.float64) @ x, atol=1e-10)
+
+
+@PROPERTY
+@given(PATTERNS, st.integers(1, 70), st.integers(1, 5), SEEDS)
+def test_full_density(pattern: BlockPattern, out: int, block_cols: int, seed: int) -> None:
+    """A weight without zeros is stored whole, also where the last block row is cut off."""
+    m = pattern.pack(random_weight(pattern, (out, block_cols * pattern.cols), 1.0, seed))
+    assert m.blocks == np.prod(pattern.grid(m.shape))
+    assert m.density == 1
+
+
+def test_density_counts_stored_blocks() -> None:
+    weight = np.zeros((8, 8), dtype=np.float32)
+    weight[0, 0] = weight[5, 6] = 1
+    assert BlockPattern(4, 4).pack(weight).density == 0.5
+    assert BlockPattern(1, 1).pack(weight).density == 2 / 64
+
+
+@pytest.mark.parametrize("rows", range(1, 130))
+def test_panel_width(rows: int) -> None:
+    """Whole vectors from 4 outputs on, at most what registers hold, and less padding than another panel would be."""
+    width = panel_width(rows)
+    panels = -(-rows // width)
+    assert width == rows if rows < 4 else width % 4 == 0
+    assert width <= MAX_PANEL
+    assert panels * width - rows < max(width, 1)
+
+
+def test_frozen() -> None:
+    matrix = BlockPattern(1, 1).pack(np.ones((2, 2), dtype=np.float32))
+    with pytest.raises(FrozenInstanceError):
+        matrix.shape = (1, 1)  # type: ignore[misc]
+
+
+# ---- Masks ----
+
+
+@PROPERTY
+@given(PATTERNS, SHAPES, DENSITIES, SEEDS)
+@example(BlockPattern(4, 4), (5, 5), 0.5, 0)
+def test_project_is_legal_and_reaches_the_density(
+    pattern: BlockPattern, shape: tuple[int, int], density: float, seed: int
+) -> None:
+    """Whole blocks, and as near to the density as they come: within half a block, and a block at the edge."""
+    scores = np.random.default_rng(seed).random(shape)
+    mask = pattern.project(scores, density)
+    assert mask.shape == shape
+    assert mask.dtype == np.bool_
+    kept = pattern.reduce(mask.astype(np.float64))
+    sizes = pattern.reduce(np.ones(shape))
+    assert ((kept == 0) | (kept == sizes)).all(), "a block is kept or dropped whole"
+    half = 0.5 * min(pattern.rows * pattern.cols, mask.size)
+    assert mask.sum() <= density * mask.size + half
+    # The next best block would not have fitted.
+    means = np.where(kept == 0, pattern.reduce(scores) / sizes, -np.inf)
+    if (kept == 0).any():
+        assert mask.sum() + sizes.ravel()[np.argmax(means)] > density * mask.size + half
+
+
+@PROPERTY
+@given(PATTERNS, SHAPES, DENSITIES, SEEDS)
+def test_project_keeps_the_best(pattern: BlockPattern, shape: tuple[int, int], density: float, seed: int) -> None:
+    """No dropped block has a higher mean score than a kept one."""
+    scores = np.random.default_rng(seed).random(shape)
+    kept = pattern.reduce(pattern.project(scores, density).astype(np.float64)) > 0
+    means = pattern.reduce(scores) / pattern.reduce(np.ones(shape))
+    if kept.any() and not kept.all():
+        assert means[kept].min() >= means[~kept].max()
+
+
+@PROPERTY
+@given(PATTERNS, SHAPES, st.tuples(DENSITIES, DENSITIES), SEEDS)
+def test_project_nests(
+    pattern: BlockPattern, shape: tuple[int, int], densities: tuple[float, float], seed: int
+) -> None:
+    """A sparser mask is part of a denser one; all is kept at 1."""
+    scores = np.random.default_rng(seed).random(shape)
+    sparse, dense = (pattern.project(scores, density) for density in sorted(densities))
+    assert (sparse <= dense).all()
+    assert pattern.project(scores, 1.0).all()
+
+
+@PROPERTY
+@given(PATTERNS, SHAPES, DENSITIES)
+def test_project_is_deterministic(pattern: BlockPattern, shape: tuple[int, int], density: float) -> None:
+    """Equal scores: the first blocks are kept, the same every time."""
+    scores = np.ones(shape)
+    mask = pattern.project(scores, density)
+    assert np.array_equal(mask, pattern.project(scores.copy(), density))
+    kept = pattern.reduce(mask.astype(np.float64)).ravel() > 0
+    assert (np.diff(kept.astype(int)) <= 0).all()
+
+
+@PROPERTY
+@given(PATTERNS, SHAPES, DENSITIES, SEEDS)
+def test_projected_weight_packs(pattern: BlockPattern, shape: tuple[int, int], density: float, seed: int) -> None:
+    """From scores to a packed weight: what is stored is what was kept."""
+    weight = np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+    mask = pattern.project(weight.astype(np.float64) ** 2, density)
+    matrix = pattern.pack(weight * mask)
+    assert np.array_equal(matrix.to_dense(), weight * mask)
+    assert np.count_nonzero(matrix.values) == mask.sum()
+
+
+# ---- Text ----
+
+
+@PROPERTY
+@given(PATTERNS)
+def test_text_round_trip(pattern: BlockPattern) -> None:
+    assert BlockPattern.parse(str(pattern)) == pattern
+
+
+def test_text() -> None:
+    assert BlockPattern.parse("group:16") == BlockPattern.parse("block:16x1") == BlockPattern(16, 1)
+    assert BlockPattern.parse("nm:2:4") is None
+    with pytest.raises(UsageError, match="block:0x4"):
+        BlockPattern.parse("block:0x4")
