@@ -2,7 +2,7 @@
 
     python benchmarks/never_slower.py MODEL.onnx ... [--builders] [--json FILE]
 
-Every model is pruned in `group:16` by norm at each sparsity and compiled for batch 1 and 16; then the artifact is loaded
+Every model is pruned in `group:16` by norm at each sparsity and compiled for batch 1 and 16; then the artifact is read
 and timed against the model as it came, alternately, in one process. Where no layer became sparse the artifact is the
 model itself, and the ratio shows the noise. Builders are those of `models/`, at their real shapes.
 """

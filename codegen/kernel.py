@@ -17,8 +17,8 @@ class Variant:
     """One compiled schedule of a kernel, for inputs of at most `max_rows` rows.
 
     The code is a TVM function over raw pointers and 64-bit integers,
-    `(x, values, indices, indptr, bias, residual, y, workspace, row_begin, row_end, panel_begin, panel_end)`: it computes
-    rows `row_begin` to `row_end`-1 of panels `panel_begin` to `panel_end`-1 and touches no other part of `y`
+    `(x, values, indices, indptr, bias, residual, y, workspace, row_begin, row_end, panel_begin, panel_end)`: it
+    computes rows `row_begin` to `row_end`-1 of panels `panel_begin` to `panel_end`-1 and touches no other part of `y`
     [rows, out]. It is serial; the operator splits the work.
 
     Attributes:

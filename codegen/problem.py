@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ..ir import Epilogue
@@ -29,7 +29,7 @@ class Problem:
     block: tuple[int, int]
     panel: int
     density: float
-    epilogue: Epilogue = Epilogue()
+    epilogue: Epilogue = field(default_factory=Epilogue)
 
     @classmethod
     def of(cls, matrix: SparseMatrix, epilogue: Epilogue) -> Problem:

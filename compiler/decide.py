@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 # A layer must win by more than the noise of its own measurement, and the whole model may not lose by more.
 LAYER_MARGIN = 1.02
 MODEL_MARGIN = 1.0
-# Quartiles further apart than this come from a busy machine: good enough to decide by, not to be kept for the next time.
+# Quartiles further apart than this come from a busy machine: good enough to decide by, not to be kept.
 STEADY = 1.3
 
 

@@ -289,8 +289,8 @@ def _verify(
     error = max((relative_error(e, a) for e, a in zip(expected, run_session(compiled, feeds), strict=True)), default=0)
     if error > WRONG and outcome.ops:
         raise SparsecError(
-            f"the compiled model differs from the dense one with the same weights by {error:.1e} of its largest output, "
-            "which rounding does not explain: this is a bug of sparsec, and nothing was written. Please report it"
+            f"the compiled model differs from the dense one with the same weights by {error:.1e} of its largest "
+            "output, which rounding does not explain: this is a bug of sparsec, please report it. Nothing was written"
         )
     return Verification(error, len(expected), workload.inputs)
 
@@ -361,7 +361,10 @@ def _decisions(
 
 def _notes(
     decisions: Iterable[Decision],
-    candidates: Mapping[str, Candidate], workload: Workload, outcome: _Outcome, context: _Context
+    candidates: Mapping[str, Candidate],
+    workload: Workload,
+    outcome: _Outcome,
+    context: _Context,
 ) -> tuple[str, ...]:
     notes = []
     if workload.failure:

@@ -77,7 +77,7 @@ def _check_names(program: Program, config: CompileConfig) -> None:
         if names and not any(fnmatchcase(name, glob) for name in names):
             close = get_close_matches(glob, names, n=3, cutoff=0.3) or names[:3]
             known = ", ".join(f"'{name}'" for name in close)
-            raise UsageError(f"--sparsity '{glob}=...' names no layer of the model; it has {known}, see sparsec inspect")
+            raise UsageError(f"--sparsity '{glob}=...' names no layer; the model has {known}: see sparsec inspect")
 
 
 def _consider(layer: Layer, config: CompileConfig, is_last: bool) -> Candidate | str:

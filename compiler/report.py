@@ -1,4 +1,4 @@
-"""Everything sparsec found, chose and measured, as one record: `out/report.json` is this, the CLI's tables are views."""
+"""Everything sparsec found, chose and measured, as one record: `report.json` is this, the CLI's tables are views."""
 
 from __future__ import annotations
 

@@ -106,7 +106,7 @@ class Comparison:
 
 
 def compare(dense: Callable[[], None], sparse: Callable[[], None], pairs: int = 7) -> Comparison:
-    """Time both sides in turn, `pairs` times each, about a hundredth of a second a turn or one run where that is longer."""
+    """Time both sides in turn, `pairs` times each, a turn being 12 ms of runs, or one run where that is longer."""
     times: list[tuple[float, float]] = []
     for turn in range(pairs):
         # Every other pair starts with the other side, so that a drift of the machine favours neither.
@@ -127,7 +127,7 @@ def compare(dense: Callable[[], None], sparse: Callable[[], None], pairs: int = 
 
 
 def _time_block(run: Callable[[], None]) -> float:
-    """The lower quartile of a run's time, in seconds, over one block: what other programs on the machine add is not ours."""
+    """The lower quartile of a run's time over one block, in seconds: what other programs add is not ours."""
     clock = time.perf_counter
     start = clock()
     run()

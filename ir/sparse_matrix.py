@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -113,9 +114,7 @@ class SparseMatrix:
         stored[:, :rows] = cut[kept]
         tiles = stored.reshape(-1, panels, panel, cols).transpose(0, 1, 3, 2)
         indptr = np.concatenate(([0], np.cumsum(kept.sum(axis=1)))).astype(np.int32)
-        values = np.concatenate(
-            [tiles[a:b].transpose(1, 0, 2, 3).ravel() for a, b in zip(indptr[:-1], indptr[1:], strict=True)]
-        )
+        values = np.concatenate([tiles[a:b].transpose(1, 0, 2, 3).ravel() for a, b in pairwise(indptr)])
         indices = starts[np.nonzero(kept)[1]].astype(np.int32)
         return cls(pattern, (out, inputs), np.ascontiguousarray(values), indices, indptr)
 
@@ -125,7 +124,7 @@ class SparseMatrix:
         rows, cols = self.block
         dense = np.zeros((len(self.indptr) - 1, self.panels * self.panel, inputs), dtype=np.float32)
         size = self.panels * self.panel * cols
-        for i, (a, b) in enumerate(zip(self.indptr[:-1], self.indptr[1:], strict=True)):
+        for i, (a, b) in enumerate(pairwise(self.indptr)):
             tiles = self.values[a * size : b * size].reshape(self.panels, b - a, cols, self.panel)
             tiles = tiles.transpose(1, 0, 3, 2).reshape(b - a, self.panels * self.panel, cols)
             for start, tile in zip(self.indices[a:b], tiles, strict=True):

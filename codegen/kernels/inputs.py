@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from .abi import function
 from .blocks import Panel, each_input, each_tile
-from .lanes import WIDE, adjacent, broadcast, shuffle
+from .lanes import WIDE, adjacent, broadcast, shuffle, zeros
 from .stage import each_group, each_vector, room
 from .store import store
 
@@ -91,7 +91,7 @@ class _Emitter:
         T, cols, together = self.T, self.problem.block[1], self.together
         chains = 1 if together > 1 else max(1, self.schedule.accumulators // rows)
         lanes = together * self.inputs * self.problem.panel
-        acc = [self.zeros(rows, lanes) for _ in range(chains)]
+        acc = [[zeros(lanes) for _ in range(rows)] for _ in range(chains)]
 
         def step(t: Expr, vector: Expr, chain: int) -> None:
             self.multiply_add(acc[chain], row, at, t * together, vector * self.inputs, self.inputs, together)
@@ -109,7 +109,7 @@ class _Emitter:
         sums: list[list[Expr]] = [[] for _ in range(rows)]
         while first < cols:
             inputs = 1 << ((cols - first).bit_length() - 1)
-            acc = self.zeros(rows, inputs * self.problem.panel)
+            acc = [zeros(inputs * self.problem.panel) for _ in range(rows)]
             with T.serial(at.count - done) as t:
                 self.multiply_add(acc, row, at, done + t, T.int64(first), inputs, 1)
             whole = adjacent(T.int64(0), inputs * self.problem.panel)
@@ -117,14 +117,6 @@ class _Emitter:
                 sums[r].append(self.fold(acc[r][whole], inputs * self.problem.panel))
             first += inputs
         return sums
-
-    def zeros(self, rows: int, lanes: int) -> list[Buffer]:
-        """A vector of sums for each row, in registers."""
-        T = self.T
-        acc = [T.alloc_buffer((lanes,)) for _ in range(rows)]
-        for buffer in acc:
-            T.buffer_store(buffer, broadcast(T.float32(0), lanes), [adjacent(T.int64(0), lanes)])
-        return acc
 
     def multiply_add(
         self, acc: list[Buffer], row: Expr, at: Panel, t: Expr, first: Expr, inputs: int, blocks: int

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from .abi import function
 from .blocks import Panel, each_input, each_tile, first_output
 from .elementwise import activate
-from .lanes import adjacent, broadcast, shuffle, whole_lanes
+from .lanes import adjacent, broadcast, shuffle, whole_lanes, zeros
 from .pack import pack_rows
 from .store import store
 
@@ -95,13 +95,8 @@ class _Emitter:
         """Emit the loop over the blocks; returns expressions [row][vector] of the sums."""
         T, p, args = self.T, self.problem, self.args
         chains = max(1, self.schedule.accumulators // (size * self.vectors))
-        # Small buffers with constant indices become registers; above 1,023 bytes TVM would take them from the heap.
-        acc = [
-            [[T.alloc_buffer((self.lanes,)) for _ in range(self.vectors)] for _ in range(size)] for _ in range(chains)
-        ]
+        acc = [[[zeros(self.lanes) for _ in range(self.vectors)] for _ in range(size)] for _ in range(chains)]
         whole = adjacent(T.int64(0), self.lanes)
-        for buffer in (b for chain in acc for row in chain for b in row):
-            T.buffer_store(buffer, broadcast(T.float32(0), self.lanes), [whole])
 
         def step(t: Expr, c: Expr, chain: int) -> None:
             """All rows and vectors for input c of block t."""
@@ -130,10 +125,8 @@ class _Emitter:
         """
         T, p, args, lanes = self.T, self.problem, self.args, self.lanes
         half = lanes // 2
-        acc = [[T.alloc_buffer((lanes,)) for _ in range(2)] for _ in range(size // 2)]
+        acc = [[zeros(lanes) for _ in range(2)] for _ in range(size // 2)]
         whole = adjacent(T.int64(0), lanes)
-        for buffer in (b for pair in acc for b in pair):
-            T.buffer_store(buffer, broadcast(T.float32(0), lanes), [whole])
 
         def step(t: Expr, c: Expr, chain: int) -> None:
             """All rows for input c of block t."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ..kernels.schedule import Schedule
@@ -78,14 +79,14 @@ def _many_wide(problem: Problem, target: Target, rows: int) -> list[Schedule]:
     # Tiles that cover the rows with the least work first: the last one overlaps, and each has a cost of its own.
     tiles.sort(key=lambda tile: -(-rows // tile) * (tile + 1.5))
     # Few tiles: split the outputs too, so that all threads have the same work.
-    parts = (2, 1) if rows < 4 * most else (1,)
-    found = [
-        Schedule("outputs", tile, pack=True, prefetch=ahead, pairs=pairs, parts_per_thread=p)
-        for tile in tiles
-        for ahead in ((8, 16) if tile == tiles[0] else (8,))
-        for p in parts
+    parts = 2 if rows < 4 * most else 1
+    best = Schedule("outputs", tiles[0], pack=True, prefetch=8, pairs=pairs, parts_per_thread=parts)
+    return [
+        *(replace(best, tile_rows=tile) for tile in tiles),
+        replace(best, prefetch=16),
+        *([replace(best, parts_per_thread=1)] if parts > 1 else []),
+        Schedule("outputs", min(8, most), parts_per_thread=parts),
     ]
-    return [*found, Schedule("outputs", min(8, most), parts_per_thread=parts[0])]
 
 
 def _tile_rows(problem: Problem, target: Target) -> int:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def prune_by_norm(weight: NDArray[np.float32], pattern: Pattern, sparsity: float) -> NDArray[np.float32]:
-    """`weight` [out, in] with all but the blocks of largest norm set to zero (Hartenstein et al. 2020, without retraining).
+    """`weight` [out, in] with all but the blocks of largest norm set to zero (Hartenstein et al. 2020, not retrained).
 
     The share of zeros is the nearest to `sparsity` that whole blocks reach; zeros that were there already stay.
     """

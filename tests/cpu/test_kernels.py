@@ -215,6 +215,7 @@ SCHEDULES = {
         pack=st.booleans(),
         accumulators=st.sampled_from((1, 4, 8)),
         prefetch=st.sampled_from((0, 8)),
+        pairs=st.booleans(),
     ),
     "rows": st.builds(
         Schedule, st.just("rows"), tile_rows=st.sampled_from((4, 8, 16, 32)), accumulators=st.sampled_from((1, 4, 8))
@@ -261,7 +262,7 @@ def test_equals_float64(kernel: str, host: Target) -> None:
     @example(Code(Schedule(kernel, 4), (1, 1), (1, 1)), EVERYTHING)
     @example(Code(Schedule(kernel, 4), (67, 37), (1, 3), Epilogue(bias=True)), EVERYTHING)
     @example(Code(Schedule(kernel, 4), (33, 50), (3, 2), Epilogue(residual=True)), EVERYTHING)
-    @example(Code(Schedule(kernel, 4), (38, 70), (5, 1)), EVERYTHING)
+    @example(Code(Schedule(kernel, 4, pack=True, pairs=True), (38, 70), (5, 1)), EVERYTHING)
     @example(Code(Schedule(kernel, 2), (75, 19), (37, 6)), EVERYTHING)
     def property_(code: Code, works: list[Work]) -> None:
         call = compiled(code, host)
@@ -289,6 +290,7 @@ def test_large_tiles(host: Target) -> None:
         (Schedule("outputs", 14, pack=True, prefetch=8), (32, 1)),
         (Schedule("rows", 64), (1, 1)),
         (Schedule("rows", 48), (8, 4)),
+        (Schedule("outputs", 14, pack=True, pairs=True), (16, 1)),
         (Schedule("inputs", 8), (1, 16)),
     ):
         code = Code(schedule, (96, 100), block, Epilogue(Activation.RELU, bias=True))
@@ -332,7 +334,9 @@ class Fence:
 @pytest.mark.parametrize("kernel", sorted(EMITTERS))
 def test_reads_nothing_beyond_its_arguments(kernel: str, block: tuple[int, int], host: Target) -> None:
     """In a child process, which a read of one byte too much would kill."""
-    code = Code(Schedule(kernel, 4, pack=True, prefetch=8), (43, 51), block, Epilogue(bias=True, residual=True))
+    code = Code(
+        Schedule(kernel, 4, pack=True, prefetch=8, pairs=True), (43, 51), block, Epilogue(bias=True, residual=True)
+    )
     call = compiled(code, host)
     child = os.fork()
     if child == 0:
@@ -411,6 +415,7 @@ def _without_debug(assembly: str) -> str:
     [
         (Schedule("outputs", 14, pack=True, prefetch=8), (32, 1), 28),
         (Schedule("outputs", 8), (32, 32), 16),
+        (Schedule("outputs", 14, pack=True, prefetch=8, pairs=True), (16, 1), 14),
         (Schedule("rows", 64), (4, 1), 16),
         (Schedule("rows", 16), (1, 1), 8),
         (Schedule("inputs", 4), (4, 4), 8),

@@ -531,8 +531,8 @@ def test_real_models(file: str, linear: int, others: int) -> None:
 
 def test_layers_of_old_opsets_are_found_and_left_alone() -> None:
     model = onnx.parser.parse_model(
-        '''<ir_version: 3, opset_import: ["" : 6]>
-        g (float[N, 3] x) => (float[N, 2] y) <float[3, 2] w = {1, 2, 3, 4, 5, 6}> { y = MatMul(x, w) }'''
+        """<ir_version: 3, opset_import: ["" : 6]>
+        g (float[N, 3] x) => (float[N, 2] y) <float[3, 2] w = {1, 2, 3, 4, 5, 6}> { y = MatMul(x, w) }"""
     )
     (layer,) = read(model).layers
     assert layer.obstacle == "opset 6; sparse operators from opset 7 on"

@@ -29,7 +29,7 @@ def test_the_root_holds_one_module_only() -> None:
 
 
 def test_importing_is_cheap() -> None:
-    code = "import sys, sparsec; print(sorted({m.split('.')[0] for m in sys.modules} & {'tvm', 'numpy', 'onnx', 'onnxruntime'}))"
+    code = "import sys, sparsec; print([m for m in ('tvm', 'numpy', 'onnx', 'onnxruntime') if m in sys.modules])"
     loaded = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT / ".typing", capture_output=True, text=True, check=True
     )
