@@ -28,10 +28,10 @@ $(VENV)/ready:
 	sh -c 'set -- $${CC:-cc}; command -v "$$1"' >/dev/null || command -v gcc >/dev/null || command -v clang >/dev/null || { echo "error: no C compiler was found: install one (apt install gcc libc6-dev on Debian or Ubuntu, dnf install gcc on Fedora, xcode-select --install on macOS)" >&2; exit 1; }
 	$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "error: $(PYTHON) cannot make virtual environments: install its venv module (apt install python3-venv on Debian or Ubuntu)" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install --quiet --disable-pip-version-check --upgrade pip
+	$(RUN) -m pip install -qq --disable-pip-version-check --upgrade pip
 	touch $@
 
 $(VENV)/%.done: pyproject.toml $(VENV)/ready
 	echo "installing sparsec[$*] into $(VENV), about 600 MB" >&2
-	$(RUN) -m pip install --quiet --disable-pip-version-check -e '.[$*]'
+	$(RUN) -m pip install -qq --disable-pip-version-check -e '.[$*]'
 	touch $@

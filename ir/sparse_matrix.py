@@ -88,7 +88,10 @@ class SparseMatrix:
         """Share of the matrix's weights that lie in stored blocks."""
         rows, cols = self.block
         heights = np.minimum(self.shape[0] - np.arange(len(self.indptr) - 1) * rows, rows)
-        return float((np.diff(self.indptr) * heights).sum() * cols) / max(self.shape[0] * self.shape[1], 1)
+        # A block that does not start on the grid was moved back: its overlap belongs to its neighbour.
+        widths = np.where(self.indices % cols == 0, cols, self.shape[1] % cols)
+        stored = (heights.repeat(np.diff(self.indptr)) * widths).sum()
+        return float(stored) / max(self.shape[0] * self.shape[1], 1)
 
     @classmethod
     def from_dense(cls, weight: NDArray[np.float32], pattern: Pattern) -> SparseMatrix:

@@ -34,10 +34,11 @@ class Workload:
         weight = rng.standard_normal(shape).astype(np.float32) * pattern.expand(blocks, shape)
         self.problem, self.rows, self.threads = problem, rows, threads
         self.matrix = SparseMatrix.from_dense(weight, pattern)
-        self.x = rng.standard_normal((rows, problem.in_features)).astype(np.float32)
+        self.x = _aligned(rng.standard_normal((rows, problem.in_features)).astype(np.float32))
+        self.values = _aligned(self.matrix.values)
         self.bias = np.zeros(problem.out_features, dtype=np.float32)
         self.residual = np.zeros((rows, problem.out_features), dtype=np.float32)
-        self.y = np.zeros((rows, problem.out_features), dtype=np.float32)
+        self.y = _aligned(np.zeros((rows, problem.out_features), dtype=np.float32))
 
     def seconds(self, schedule: Schedule, target: Target) -> float:
         """The least time of one thread's share; infinite where the schedule does not compile for this problem."""
@@ -45,9 +46,9 @@ class Workload:
 
         code = generate(self.problem, schedule, target)
         assert code.call is not None, "only code for this machine can be timed"
-        workspace = np.empty(code.workspace + 16, dtype=np.float32)
+        workspace = _aligned(np.empty(code.workspace, dtype=np.float32))
         weight = self.matrix
-        arrays: list[NDArray[Any]] = [self.x, weight.values, weight.indices, weight.indptr]
+        arrays: list[NDArray[Any]] = [self.x, self.values, weight.indices, weight.indptr]
         arrays += [self.bias, self.residual, self.y, workspace]
         pointers = [ctypes.c_void_p(array.ctypes.data) for array in arrays]
         return _least_time(code.call, pointers, self.share(schedule))
@@ -70,6 +71,15 @@ class Workload:
             for chunk in range(chunks)
         ]
         return tasks[:: self.threads]
+
+
+def _aligned(array: NDArray[np.float32]) -> NDArray[np.float32]:
+    """A copy that begins with a cache line, as ONNX Runtime's and the operator's buffers do."""
+    room = np.empty(array.nbytes + 64, dtype=np.uint8)
+    start = -room.ctypes.data % 64
+    copy = room[start : start + array.nbytes].view(np.float32).reshape(array.shape)
+    copy[...] = array
+    return copy
 
 
 def _least_time(call: Callable[..., Any], pointers: list[Any], tasks: list[tuple[int, int, int, int]]) -> float:

@@ -22,51 +22,57 @@ def row_class(rows: int) -> int:
 
 # Blocks of fewer outputs than this do not fill a vector: vectors run along the rows of X or the inputs of a block.
 _NARROW = 16
+# A packed tile of rows stays below this many bytes, which a second-level cache holds.
+_TILE_BYTES = 512 << 10
 
 
 def candidates(problem: Problem, target: Target, rows: int) -> list[Schedule]:
     """Schedules for `rows` rows of X, the first being what fits most machines."""
+    if problem.block[0] < _NARROW:
+        return _narrow(problem, target, rows)
     if rows <= ROW_CLASSES[0]:
-        return _single_rows(problem)
+        return [
+            Schedule("outputs", 1, prefetch=8),
+            Schedule("outputs", 1),
+            Schedule("outputs", 1, accumulators=16, prefetch=16),
+        ]
+    return _few_wide(problem, target) if rows <= ROW_CLASSES[1] else _many_wide(problem, target, rows)
+
+
+def _narrow(problem: Problem, target: Target, rows: int) -> list[Schedule]:
+    """Blocks of few outputs. At one row memory decides; the more rows a tile has, the more each index brings."""
+    registers = _registers(target)
+    width = min(problem.block[0], problem.panel)
+    adjacent = problem.block[1] >= 4
+    # At most half the registers hold sums.
+    tiles = [
+        tile
+        for tile in (64, 32, 16, 8)
+        if width * tile <= registers // 2 * target.lanes and 4 * problem.in_features * tile <= _TILE_BYTES
+    ] or [8]
+    # `inputs` keeps more beside its sums: 8 rows spill where there are 16 registers.
+    few = 8 if registers == 32 else 4
+    if rows <= ROW_CLASSES[0]:
+        found = [Schedule("inputs", 4, accumulators=4), Schedule("outputs", 4)]
+        return [*found, *([] if adjacent else [Schedule("rows", 4)]), Schedule("outputs", 1, prefetch=8)]
     if rows <= ROW_CLASSES[1]:
-        return _few_rows(problem, target)
-    return _many_narrow(problem, rows) if problem.block[0] < _NARROW else _many_wide(problem, target, rows)
+        both = [Schedule("rows", 8), Schedule("inputs", few)]
+        return [*(reversed(both) if adjacent else both), Schedule("outputs", 8)]
+    if rows <= ROW_CLASSES[2]:
+        found = [Schedule("rows", tile) for tile in tiles if tile <= 32]
+        return [*found, *([Schedule("inputs", few)] if adjacent else [])]
+    return [Schedule("rows", tile) for tile in tiles]
 
 
-def _single_rows(problem: Problem) -> list[Schedule]:
-    """Bound by memory: one row, several chains of sums."""
-    outputs = [
-        Schedule("outputs", 1, prefetch=8),
-        Schedule("outputs", 1),
-        Schedule("outputs", 1, accumulators=16, prefetch=16),
-    ]
-    if problem.block[0] >= _NARROW:
-        return outputs
-    return [Schedule("inputs", 1, accumulators=4), *outputs[:2], Schedule("inputs", 1, accumulators=1)]
-
-
-def _few_rows(problem: Problem, target: Target) -> list[Schedule]:
+def _few_wide(problem: Problem, target: Target) -> list[Schedule]:
     most = _tile_rows(problem, target)
     tile = min(8, most)
-    outputs = [
+    return [
         Schedule("outputs", tile, parts_per_thread=2),
         Schedule("outputs", tile, prefetch=8, parts_per_thread=2),
         Schedule("outputs", tile, pack=True, prefetch=8, parts_per_thread=2),
         Schedule("outputs", min(4, most), prefetch=8, parts_per_thread=2),
     ]
-    if problem.block[0] >= _NARROW:
-        return outputs
-    narrow = [Schedule("rows", 8, parts_per_thread=2), Schedule("inputs", 8, parts_per_thread=2)]
-    return [*(reversed(narrow) if problem.block[1] >= 4 else narrow), outputs[0]]
-
-
-def _many_narrow(problem: Problem, rows: int) -> list[Schedule]:
-    """Vectors along the rows; the more rows a tile has, the more each index brings, up to what the cache holds."""
-    largest = 64 if problem.block[0] <= 4 else 32
-    tiles = [tile for tile in (largest, 32, 16) if tile <= max(16, rows)]
-    parts = 2 if rows <= 2 * largest else 1
-    found = [Schedule("rows", tile, parts_per_thread=parts) for tile in dict.fromkeys(tiles)]
-    return [*found, Schedule("inputs", 8, parts_per_thread=parts)]
 
 
 def _many_wide(problem: Problem, target: Target, rows: int) -> list[Schedule]:
@@ -91,6 +97,10 @@ def _many_wide(problem: Problem, target: Target, rows: int) -> list[Schedule]:
 
 def _tile_rows(problem: Problem, target: Target) -> int:
     """The most rows whose sums, one panel of weights and one broadcast fit the vector registers."""
-    registers = 32 if target.lanes == 16 or target.arch == "aarch64" else 16
-    vectors = -(-problem.panel // min(target.lanes, 16))
-    return max(1, min(16, (registers - vectors - 1) // vectors))
+    vectors = -(-problem.panel // target.lanes)
+    return max(1, min(16, (_registers(target) - vectors - 1) // vectors))
+
+
+def _registers(target: Target) -> int:
+    """Vector registers: AVX-512 and NEON have 32, AVX2 and SSE 16."""
+    return 32 if target.lanes == 16 or target.arch == "aarch64" else 16

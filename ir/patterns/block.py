@@ -61,15 +61,15 @@ class BlockPattern:
         return blocks.repeat(self.rows, axis=0)[: shape[0]].repeat(self.cols, axis=1)[:, : shape[1]]
 
     def project(self, scores: NDArray[np.float64], density: float) -> NDArray[np.bool_]:
-        """The mask [out, in] with the largest sum of `scores` that keeps at most `density` of the weights.
+        """The mask [out, in] of the blocks of largest score that keeps the share of weights nearest to `density`.
 
         Blocks are taken by their mean score, so that a block cut off at the edge competes fairly; ties go to the
         earlier block, so equal scores give equal masks.
         """
         sizes = self.reduce(np.ones(scores.shape))
         order = np.argsort(-(self.reduce(scores) / sizes).ravel(), kind="stable")
-        # Half a block of slack: the share kept is the nearest that whole blocks can reach.
-        budget = density * scores.size + 0.5 * min(self.rows * self.cols, scores.size)
+        # Half a block of slack makes it the nearest share, not the next below; nothing is kept of nothing.
+        budget = density * scores.size + (0.5 * min(self.rows * self.cols, scores.size) if density else 0)
         kept = order[np.cumsum(sizes.ravel()[order]) <= budget]
         blocks = np.zeros(sizes.size, dtype=np.bool_)
         blocks[kept] = True

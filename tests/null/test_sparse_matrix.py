@@ -146,7 +146,7 @@ def test_project_is_legal_and_reaches_the_density(
     kept = pattern.reduce(mask.astype(np.float64))
     sizes = pattern.reduce(np.ones(shape))
     assert ((kept == 0) | (kept == sizes)).all(), "a block is kept or dropped whole"
-    half = 0.5 * min(pattern.rows * pattern.cols, mask.size)
+    half = 0.5 * min(pattern.rows * pattern.cols, mask.size) if density else 0
     assert mask.sum() <= density * mask.size + half
     # The next best block would not have fitted.
     means = np.where(kept == 0, pattern.reduce(scores) / sizes, -np.inf)
@@ -213,3 +213,13 @@ def test_text() -> None:
     assert BlockPattern.parse("nm:2:4") is None
     with pytest.raises(UsageError, match="block:0x4"):
         BlockPattern.parse("block:0x4")
+
+
+def test_density_counts_a_block_that_was_moved_back_once() -> None:
+    weight = np.ones((10, 10), dtype=np.float32)
+    assert BlockPattern(4, 4).pack(weight).density == 1.0
+    assert BlockPattern(3, 7).pack(weight).density == 1.0
+
+
+def test_nothing_is_kept_at_density_zero() -> None:
+    assert not BlockPattern(4, 4).project(np.ones((9, 9)), 0.0).any()
