@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -48,7 +49,8 @@ def session_source(model: onnx_ir.Model, folder: str | os.PathLike[str]) -> Sess
     if _nbytes(model) <= SESSION_LIMIT and not any(True for _ in external_tensors(model)):
         data: bytes = onnx_ir.to_proto(model).SerializeToString()
         return data
-    path = Path(folder) / "model.onnx"
+    # A folder of its own: a session that is still open has its data mapped from the file that it was opened from.
+    path = Path(tempfile.mkdtemp(dir=folder)) / "model.onnx"
     _write(model, path, external=True)
     return str(path)
 
@@ -60,7 +62,7 @@ def _write(model: onnx_ir.Model, path: Path, *, external: bool) -> None:
                 write_model(model, file)
             return
         onnx_ir.save(
-            _with_constants_inside(model),
+            _with_small_tensors_inside(model),
             path,
             format="protobuf",
             external_data=path.name + DATA_SUFFIX,
@@ -73,15 +75,23 @@ def _write(model: onnx_ir.Model, path: Path, *, external: bool) -> None:
         raise SparsecError(f"{path} cannot be written ({reason}). Check its folder and the space there.") from None
 
 
-def _with_constants_inside(model: onnx_ir.Model) -> onnx_ir.Model:
-    """`model`, or a copy in which tensors of attributes lie in the model's file: onnx_ir moves initialisers only."""
+def _with_small_tensors_inside(model: onnx_ir.Model) -> onnx_ir.Model:
+    """`model`, or a copy in which small tensors and those of attributes lie in the model's file.
+
+    onnx_ir moves initialisers only, and closes the file of a small tensor that it takes inside, which fails where a
+    layer's weight is a view of that file.
+    """
     initializers = {id(value.const_value) for graph in model.graphs() for value in graph.initializers.values()}
-    if all(id(tensor) in initializers for tensor, _ in external_tensors(model)):
+
+    def stays(tensor: onnx_ir.ExternalTensor) -> bool:
+        return id(tensor) in initializers and tensor.nbytes > _EXTERNAL_FROM_BYTES
+
+    if all(stays(tensor) for tensor, _ in external_tensors(model)):
         return model
     copy = model.clone()
     for tensor, put in external_tensors(copy):
-        if id(tensor) not in initializers:
-            put(onnx_ir.Tensor(tensor.numpy(), name=tensor.name))
+        if not stays(tensor):
+            put(onnx_ir.Tensor(tensor.numpy().copy(), name=tensor.name))
     return copy
 
 

@@ -216,3 +216,19 @@ def test_failed_compilation_writes_nothing(tmp_path: Path, monkeypatch: pytest.M
         sparsec.compile(GROUP16, sparsec.CompileConfig(cache=tmp_path / "cache", **FAST))
     assert shutil.which("cc") is None
     assert [path.name for path in tmp_path.iterdir() if path.name != "cache"] == []
+
+
+def test_external_data(cache: Path, sparse_wins: None, tmp_path: Path) -> None:
+    """Weights beside the model, the small ones too; several sessions are open on it at once."""
+    model = mlp((256, 256, 256, 10))
+    source = tmp_path / "model.onnx"
+    onnx.save(model, source, save_as_external_data=True, location="weights.bin", size_threshold=0)
+    result = sparsec.compile(source, sparsec.CompileConfig(cache=cache, sparsity=0.8, batch=(1, 16), **FAST))
+    assert result.report.sparse_layers == 2
+    assert result.report.verification is not None
+    assert result.report.verification.error < 1e-5
+    result.save(tmp_path / "out")
+    assert (tmp_path / "out" / "model.onnx.data").exists()
+    x = np.random.default_rng(0).standard_normal((5, 256)).astype(np.float32)
+    (y,) = sparsec.load(tmp_path / "out").run(None, {"input": x})
+    np.testing.assert_allclose(y, result.run({"input": x})["output"])
