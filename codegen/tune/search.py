@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ..target import Target
     from .database import Database
 
-# Seconds of search a distinct problem, by effort.
+# Seconds a distinct problem after which no new candidate is begun, by effort.
 BUDGET = {"off": 0.0, "quick": 2.0, "thorough": 30.0}
 
 
