@@ -20,8 +20,8 @@ class Tune(str, Enum):
     """How long to search for a kernel's schedule, a distinct problem."""
 
     OFF = "off"  # the schedule that fits most machines, without measuring
-    QUICK = "quick"  # no new candidate after 2 seconds
-    THOROUGH = "thorough"  # no new candidate after 30 seconds
+    QUICK = "quick"  # at most 2 seconds
+    THOROUGH = "thorough"  # at most 30 seconds
 
 
 class CompileConfig(BaseModel):

@@ -13,7 +13,7 @@ import numpy as np
 from ..ir import SparsecError, Timing
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
     import onnxruntime
     from numpy.typing import NDArray
@@ -172,7 +172,9 @@ def random_feeds(
 ) -> dict[str, Array]:
     """Seeded random inputs of the shapes that the session declares.
 
-    A dynamic first dimension is the batch; other dynamic dimensions take their size from `dims`, else `other`.
+    A dynamic first dimension is the batch, and so are those with its name, and the first dynamic dimension of an input
+    whose own first is fixed where other inputs have a batch: a recurrent state is [layers, batch, hidden]. Other
+    dynamic dimensions take their size from `dims`, else `other`.
     Floats are standard normal; integers are below `limits[name]` (the rows of a table that they index), else 0 or 1;
     masks are all ones.
 
@@ -181,24 +183,41 @@ def random_feeds(
     """
     rng = np.random.default_rng(seed)
     feeds: dict[str, Array] = {}
+    batch_names = {
+        value.shape[0] for value in session.get_inputs() if value.shape and not isinstance(value.shape[0], int)
+    }
     for value in session.get_inputs():
         kind = value.type.removeprefix("tensor(").removesuffix(")")
         if not value.type.startswith("tensor(") or kind not in _DTYPES:
             raise SparsecError(
                 f"input '{value.name}' is a {value.type}, for which sparsec cannot make up data: give inputs (--inputs)"
             )
-        shape = [_size(d, axis, batch, dims, other) for axis, d in enumerate(value.shape)]
+        shape = _sizes(value.shape, batch, batch_names, dims, other)
         dtype = np.dtype(_DTYPES[kind])
         feeds[value.name] = _random(rng, shape, dtype, (limits or {}).get(value.name, 2), "mask" in value.name.lower())
     return feeds
 
 
-def _size(dim: int | str | None, axis: int, batch: int | None, dims: Mapping[str, int], other: int) -> int:
-    if isinstance(dim, int):
-        return dim
-    if dim is not None and dim in dims:
-        return dims[dim]
-    return (batch or 1) if axis == 0 else other
+def _sizes(
+    shape: Sequence[int | str | None],
+    batch: int | None,
+    batch_names: Collection[str | None],
+    dims: Mapping[str, int],
+    other: int,
+) -> list[int]:
+    """Sizes for a declared shape; `batch_names` are the dynamic first dimensions of all inputs."""
+    dynamic = [axis for axis, size in enumerate(shape) if not isinstance(size, int)]
+    sizes = []
+    for axis, size in enumerate(shape):
+        if isinstance(size, int):
+            sizes.append(size)
+        elif size is not None and size in dims:
+            sizes.append(dims[size])
+        elif axis == 0 or (size is not None and size in batch_names):
+            sizes.append(batch or 1)
+        else:
+            sizes.append((batch or 1) if batch_names and axis == dynamic[0] else other)
+    return sizes
 
 
 def _random(rng: np.random.Generator, shape: list[int], dtype: np.dtype[Any], limit: int, mask: bool) -> Array:
