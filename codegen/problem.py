@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One sparse linear operator `epilogue(x [rows, in] @ W.T)` with W [out, in] in blocks, float32.
+    """One sparse linear operator `epilogue(x [rows, in] @ W.T)` with W [out, in] in blocks.
 
     Attributes:
         in_features, out_features: K and N.
@@ -22,6 +22,7 @@ class Problem:
         density: share of the blocks that are stored, to two significant digits, so that near problems share their code
             and their records.
         epilogue: what is fused.
+        dtype: of X, W, bias, residual and Y: "float32", "float16" or "bfloat16"; sums are float32.
     """
 
     in_features: int
@@ -30,12 +31,21 @@ class Problem:
     panel: int
     density: float
     epilogue: Epilogue = field(default_factory=Epilogue)
+    dtype: str = "float32"
 
     @classmethod
     def of(cls, matrix: SparseMatrix, epilogue: Epilogue) -> Problem:
         """The problem that `matrix` poses."""
         density = matrix.blocks / max(matrix.pattern.grid(matrix.shape)[0] * matrix.pattern.grid(matrix.shape)[1], 1)
-        return cls(matrix.shape[1], matrix.shape[0], matrix.block, matrix.panel, float(f"{density:.2g}"), epilogue)
+        return cls(
+            in_features=matrix.shape[1],
+            out_features=matrix.shape[0],
+            block=matrix.block,
+            panel=matrix.panel,
+            density=float(f"{density:.2g}"),
+            epilogue=epilogue,
+            dtype=matrix.dtype,
+        )
 
     @property
     def block_rows(self) -> int:
@@ -68,5 +78,5 @@ class Problem:
         parameters = f"({e.alpha:g},{e.beta:g})" if e.alpha or e.beta else ""
         return (
             f"{self.out_features}x{self.in_features} block {self.block[0]}x{self.block[1]} panel {self.panel} "
-            f"density {self.density:g} {fused}{parameters} float32"
+            f"density {self.density:g} {fused}{parameters} {self.dtype}"
         )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnxruntime
 
-from ..codegen.generate import code_version
+from ..codegen.generate.version import code_version
 from ..ir import Decision, Timing
 from .exporter import SparseOp, export, layer_model, session_source
 from .runtime import Comparison, Runner, compare, open_session

@@ -97,9 +97,9 @@ def _onnxruntime() -> Finding:
 
 def _processor() -> Finding:
     try:
-        from ..codegen.target import parse_target
+        from ..codegen.target import parse_cpu
 
-        target = parse_target("auto")
+        target = parse_cpu()
     except (ImportError, OSError, AttributeError, SparsecError) as error:
         return Finding("processor", platform.machine(), f"its kind cannot be found without TVM ({error})")
     vectors = _VECTORS.get(target.lanes, f"{32 * target.lanes}-bit")

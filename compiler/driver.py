@@ -16,7 +16,7 @@ import numpy as np
 from ..codegen.ort.library import build_library
 from ..codegen.problem import Problem
 from ..codegen.target import Target, parse_target
-from ..codegen.tune import Database, Tuner, default_path
+from ..codegen.tune import CpuTuner, Database, default_path
 from ..ir import Decision, SparsecError
 from . import artifact
 from .config import CompileConfig
@@ -65,7 +65,7 @@ class _Context:
 
     config: CompileConfig
     target: Target
-    tuner: Tuner
+    tuner: CpuTuner
     folder: Path
     progress: Progress
 
@@ -113,7 +113,7 @@ def compile(
         out.mkdir()
         dense = _dense_weights(program, outcome, context.config)
         save(export(program, outcome.ops, dense), out / artifact.MODEL)
-        build_library(outcome.kernels, out / artifact.LIBRARY, context.target.requires)
+        build_library(outcome.kernels, out / artifact.LIBRARY, context.target.cpu.requires)
         # Step 6. Run it against the dense model with the same weights.
         verification = _verify(program, outcome, dense, workload, context)
         # Step 7. For what is dense, measure what pruning would bring.
@@ -181,7 +181,7 @@ class CompiledModel:
 def _make_context(config: CompileConfig, folder: Path, progress: Progress) -> _Context:
     target = parse_target(config.target)
     path = default_path() if config.cache is None else config.cache / "tuning.sqlite"
-    tuner = Tuner(target, config.thread_count, config.tune.value, Database(path))
+    tuner = CpuTuner(target.cpu, config.thread_count, config.tune.value, Database(path))
     return _Context(config, target, tuner, folder, progress)
 
 
@@ -200,7 +200,7 @@ def _decide(program: Program, candidates: Mapping[str, Candidate], workload: Wor
         decisions = {name: sparse_decision(c, words, (), schedules[name]) for name, c in candidates.items()}
         return _Outcome(ops, _distinct(kernels.values()), decisions, ())
     library = context.folder / "candidates.so"
-    build_library(_distinct(kernels.values()), library, context.target.requires)
+    build_library(_distinct(kernels.values()), library, context.target.cpu.requires)
     bench = Bench(library, context.folder, context.config.thread_count, context.target, context.tuner.database)
 
     # Each layer by itself.
@@ -396,10 +396,14 @@ def _describe(out: Path, report: Report, outcome: _Outcome, config: CompileConfi
         "sparsec": version("sparsec"),
         "versions": {name: version(name) for name in packages},
         "target": report.target,
-        "requires": list(parse_target(config.target).requires),
+        "requires": list(parse_target(config.target).cpu.requires),
         "config": config.model_dump(mode="json", exclude={"cache", "inputs"}),
         "kernels": [
-            {"name": kernel.name, "symbols": [v.symbol for v in kernel.variants]} for kernel in outcome.kernels
+            {
+                "name": kernel.name,
+                "symbols": [*(v.symbol for v in kernel.cpu), *(v.symbol for v in kernel.cuda)],
+            }
+            for kernel in outcome.kernels
         ],
         "files": artifact.file_hashes(out),
     }

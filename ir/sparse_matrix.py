@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import ml_dtypes
 import numpy as np
 
 if TYPE_CHECKING:
@@ -16,13 +17,24 @@ if TYPE_CHECKING:
 
 # Outputs that one pass of a kernel keeps in registers: two vectors of 16 float32.
 MAX_PANEL = 32
+# Outputs whose 16-bit values fill the 128 bytes that a GPU's shared memory delivers at once.
+SWIZZLED_PANEL = 64
+# What values may be stored as.
+DTYPES: dict[str, np.dtype[Any]] = {
+    "float32": np.dtype(np.float32),
+    "float16": np.dtype(np.float16),
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+}
 
 
-def panel_width(rows: int) -> int:
+def panel_width(rows: int, dtype: str = "float32") -> int:
     """Outputs a panel for blocks of `rows` outputs: the width that costs the fewest vector operations a block row.
 
-    Panels of 4 and more are whole vectors of 4, 8 or 16 lanes; smaller blocks are a panel by themselves.
+    Panels of 4 and more are whole vectors of 4, 8 or 16 lanes; smaller blocks are a panel by themselves. Blocks of a
+    multiple of 64 outputs in 16 bits are cut into panels of 64, for tensor cores.
     """
+    if DTYPES[dtype].itemsize == 2 and rows % SWIZZLED_PANEL == 0:
+        return SWIZZLED_PANEL
     if rows < 4:
         return rows
 
@@ -36,7 +48,7 @@ def panel_width(rows: int) -> int:
 
 @dataclass(frozen=True)
 class SparseMatrix:
-    """A weight [out, in] float32 of which only some blocks are stored.
+    """A weight [out, in] of which only some blocks are stored.
 
     Block row i spans outputs i*R to (i+1)*R-1 and holds the blocks `indptr[i]` to `indptr[i+1]`-1, ordered by input.
     Block t spans inputs `indices[t]` to `indices[t]`+C-1; a block that the matrix's edge would cut off is moved back
@@ -44,17 +56,22 @@ class SparseMatrix:
     `values` is [block row][panel][block][C inputs][panel outputs], flat: a kernel that computes one panel reads it as
     one stream. Outputs that R does not fill are stored as zeros and counted by `nbytes`.
 
+    Panels of 64 outputs in 16 bits are swizzled: number the inputs of a panel's stream from its start, then the 16-byte
+    chunk j (8 outputs) of input k stands at chunk j ^ (k % 8). Eight inputs are then one atom of the 128-byte swizzle
+    (PTX ISA, "Shared Memory Matrix Layout"): a plain copy to shared memory is an operand of `wgmma`, and `ldmatrix`
+    reads it without bank conflicts.
+
     Attributes:
         pattern: the shape of sparsity, with block sizes `rows` (R) and `cols` (C).
         shape: (out, in).
-        values: [blocks * panels * C * panel] float32.
+        values: [blocks * panels * C * panel] float32, float16 or bfloat16.
         indices: [blocks] int32, the first input of each block.
         indptr: [block rows + 1] int32.
     """
 
     pattern: Pattern
     shape: tuple[int, int]
-    values: NDArray[np.float32]
+    values: NDArray[Any]
     indices: NDArray[np.int32]
     indptr: NDArray[np.int32]
 
@@ -66,7 +83,17 @@ class SparseMatrix:
     @property
     def panel(self) -> int:
         """Outputs a panel."""
-        return panel_width(self.block[0])
+        return panel_width(self.block[0], self.dtype)
+
+    @property
+    def dtype(self) -> str:
+        """Of the values: "float32", "float16" or "bfloat16"."""
+        return str(self.values.dtype.name)
+
+    @property
+    def swizzled(self) -> bool:
+        """Whether the chunks of a panel's inputs are interchanged (see the class)."""
+        return self.values.itemsize == 2 and self.panel == SWIZZLED_PANEL
 
     @property
     def panels(self) -> int:
@@ -94,11 +121,11 @@ class SparseMatrix:
         return float(stored) / max(self.shape[0] * self.shape[1], 1)
 
     @classmethod
-    def from_dense(cls, weight: NDArray[np.float32], pattern: Pattern) -> SparseMatrix:
-        """Pack `weight` [out, in]; every block with a weight other than zero is stored."""
+    def from_dense(cls, weight: NDArray[np.float32], pattern: Pattern, dtype: str = "float32") -> SparseMatrix:
+        """Pack `weight` [out, in], rounded to `dtype`; every block with a weight other than zero is stored."""
         out, inputs = weight.shape
         rows, cols = min(pattern.rows, out), min(pattern.cols, inputs)
-        panel = panel_width(rows)
+        panel = panel_width(rows, dtype)
         panels = -(-rows // panel)
         block_rows, block_cols = pattern.grid(weight.shape)
         # Step 1. Cut into blocks, padded with zeros at the edges: [block rows, block cols, R, C].
@@ -117,20 +144,34 @@ class SparseMatrix:
         stored[:, :rows] = cut[kept]
         tiles = stored.reshape(-1, panels, panel, cols).transpose(0, 1, 3, 2)
         indptr = np.concatenate(([0], np.cumsum(kept.sum(axis=1)))).astype(np.int32)
-        values = np.concatenate([tiles[a:b].transpose(1, 0, 2, 3).ravel() for a, b in pairwise(indptr)])
+        streams = [tiles[a:b].transpose(1, 0, 2, 3).reshape(panels, -1, panel) for a, b in pairwise(indptr)]
+        streams = [stream.astype(DTYPES[dtype]) for stream in streams]
+        if DTYPES[dtype].itemsize == 2 and panel == SWIZZLED_PANEL:
+            streams = [_swizzle(stream) for stream in streams]
+        values = np.concatenate([stream.ravel() for stream in streams])
         indices = starts[np.nonzero(kept)[1]].astype(np.int32)
         return cls(pattern, (out, inputs), np.ascontiguousarray(values), indices, indptr)
 
     def to_dense(self) -> NDArray[np.float32]:
-        """The weight [out, in], exactly as it was packed."""
+        """The weight [out, in] float32, exactly as it was packed."""
         out, inputs = self.shape
         rows, cols = self.block
         dense = np.zeros((len(self.indptr) - 1, self.panels * self.panel, inputs), dtype=np.float32)
         size = self.panels * self.panel * cols
         for i, (a, b) in enumerate(pairwise(self.indptr)):
-            tiles = self.values[a * size : b * size].reshape(self.panels, b - a, cols, self.panel)
+            stream = self.values[a * size : b * size].reshape(self.panels, (b - a) * cols, self.panel)
+            stream = _swizzle(stream) if self.swizzled else stream
+            tiles = stream.astype(np.float32).reshape(self.panels, b - a, cols, self.panel)
             tiles = tiles.transpose(1, 0, 3, 2).reshape(b - a, self.panels * self.panel, cols)
             for start, tile in zip(self.indices[a:b], tiles, strict=True):
                 # += because a block moved back inside overlaps its neighbour with zeros.
                 dense[i, :, start : start + cols] += tile
         return np.ascontiguousarray(dense[:, :rows].reshape(-1, inputs)[:out])
+
+
+def _swizzle(stream: NDArray[Any]) -> NDArray[Any]:
+    """Interchange the chunks of 8 outputs of each input of a stream [panels, inputs, 64]; its own inverse."""
+    panels, inputs, width = stream.shape
+    chunks = stream.reshape(panels, inputs, width // 8, 8)
+    order = np.arange(width // 8)[None, :] ^ (np.arange(inputs)[:, None] % 8)
+    return np.take_along_axis(chunks, order[None, :, :, None], axis=2).reshape(stream.shape)

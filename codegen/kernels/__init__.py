@@ -1,12 +1,1 @@
-"""Sparse kernels as TVM functions, one schedule family a file.
-
-Every file offers `workspace(problem, schedule) -> int` and `emit(problem, schedule, symbol)`.
-"""
-
-from __future__ import annotations
-
-from types import ModuleType
-
-from . import inputs, outputs, rows
-
-EMITTERS: dict[str, ModuleType] = {"outputs": outputs, "rows": rows, "inputs": inputs}
+"""Sparse kernels as TVM functions: one kind of machine a folder, one schedule family a file."""

@@ -24,7 +24,7 @@ from ..kernel import ANY_ROWS
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ..kernel import Kernel, Variant
+    from ..kernel import CpuVariant, Kernel
 
 LIBRARY_NAME = "libsparsec_ops.so"
 
@@ -120,7 +120,7 @@ def _objects(kernels: Sequence[Kernel]) -> dict[str, bytes]:
     objects: dict[str, bytes] = {}
     for kernel in kernels:
         _check(kernel)
-        for variant in kernel.variants:
+        for variant in kernel.cpu:
             if objects.setdefault(variant.symbol, variant.code) != variant.code:
                 raise ValueError(f"kernel '{kernel.name}': symbol '{variant.symbol}' stands for two different codes")
     if len({kernel.name for kernel in kernels}) < len(kernels):
@@ -133,10 +133,10 @@ def _check(kernel: Kernel) -> None:
     rows, cols = kernel.block
     if not (1 <= rows <= kernel.out_features and 1 <= cols <= kernel.in_features and kernel.panel >= 1):
         raise ValueError(f"kernel '{kernel.name}': blocks of {rows}x{cols} do not fit its weight")
-    limits = [variant.max_rows for variant in kernel.variants]
+    limits = [variant.max_rows for variant in kernel.cpu]
     if not limits or limits != sorted(set(limits)) or limits[-1] != ANY_ROWS:
         raise ValueError(f"kernel '{kernel.name}': max_rows must rise from variant to variant and end with ANY_ROWS")
-    for variant in kernel.variants:
+    for variant in kernel.cpu:
         if min(variant.row_grain, variant.parts_per_thread) < 1 or variant.workspace < 0:
             raise ValueError(f"kernel '{kernel.name}': variant '{variant.symbol}' has an impossible size")
         if not re.fullmatch(r"[A-Za-z_]\w*", variant.symbol, re.ASCII):
@@ -145,12 +145,12 @@ def _check(kernel: Kernel) -> None:
 
 def _table(kernels: Sequence[Kernel], requires: Sequence[str]) -> str:
     """`table.c`: what `sparse_linear.h` declares and each library has its own of."""
-    symbols = dict.fromkeys(variant.symbol for kernel in kernels for variant in kernel.variants)
+    symbols = dict.fromkeys(variant.symbol for kernel in kernels for variant in kernel.cpu)
     lines = ['#include "sparse_linear.h"', ""]
     lines += [f"extern TvmFunction __tvm_ffi_{symbol};" for symbol in symbols]
     for i, kernel in enumerate(kernels):
         lines += ["", f"static const Variant variants_{i}[] = {{"]
-        lines += [f"    {_variant_row(variant)}," for variant in kernel.variants]
+        lines += [f"    {_variant_row(variant)}," for variant in kernel.cpu]
         lines += ["};"]
     lines += ["", "const Kernel sparsec_kernels[] = {"]
     lines += [f"    {_kernel_row(kernel, i)}," for i, kernel in enumerate(kernels)]
@@ -164,7 +164,7 @@ def _table(kernels: Sequence[Kernel], requires: Sequence[str]) -> str:
     return "\n".join(lines)
 
 
-def _variant_row(variant: Variant) -> str:
+def _variant_row(variant: CpuVariant) -> str:
     limit = "INT64_MAX" if variant.max_rows == ANY_ROWS else str(variant.max_rows)
     sizes = f"{variant.row_grain}, {variant.workspace}, {variant.parts_per_thread}"
     return f"{{__tvm_ffi_{variant.symbol}, {limit}, {sizes}}}"

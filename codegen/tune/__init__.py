@@ -1,6 +1,6 @@
-"""Which schedule a problem gets: candidates as data, timed here or replayed from a database."""
+"""Which schedule a problem gets: candidates as data, timed, replayed from a database, or predicted."""
 
+from .cpu import BUDGET, CpuTuner
 from .database import Database, default_path
-from .search import BUDGET, Tuner
 
-__all__ = ["BUDGET", "Database", "Tuner", "default_path"]
+__all__ = ["BUDGET", "CpuTuner", "Database", "default_path"]

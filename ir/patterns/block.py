@@ -75,6 +75,6 @@ class BlockPattern:
         blocks[kept] = True
         return self.expand(blocks.reshape(sizes.shape), (scores.shape[0], scores.shape[1]))
 
-    def pack(self, weight: NDArray[np.float32]) -> SparseMatrix:
-        """Pack `weight` [out, in] float32: every block that holds a weight other than zero is kept."""
-        return SparseMatrix.from_dense(weight, self)
+    def pack(self, weight: NDArray[np.float32], dtype: str = "float32") -> SparseMatrix:
+        """Pack `weight` [out, in], rounded to `dtype`: every block that holds a weight other than zero is kept."""
+        return SparseMatrix.from_dense(weight, self, dtype)

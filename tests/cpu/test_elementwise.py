@@ -41,8 +41,8 @@ def mapped(function: Callable[[Any, int], Any], lanes: int) -> Callable[[Array],
     from tvm.script.ir_builder import IRBuilder
     from tvm.tirx.script import builder as T
 
-    from sparsec.codegen.kernels.lanes import adjacent
-    from sparsec.codegen.target import parse_target
+    from sparsec.codegen.kernels.cpu.lanes import adjacent
+    from sparsec.codegen.target import parse_cpu
 
     with IRBuilder() as builder, T.prim_func(s_tir=True):
         T.func_name("mapped")
@@ -53,7 +53,7 @@ def mapped(function: Callable[[Any, int], Any], lanes: int) -> Callable[[Array],
         with T.serial(T.truncdiv(size, T.int64(lanes))) as i:
             where = adjacent(i * lanes, lanes)
             T.buffer_store(target, function(source[where], lanes), [where])
-    compiled = tvm.compile(tvm.IRModule({"mapped": builder.get()}), target=parse_target("auto").tvm)["mapped"]
+    compiled = tvm.compile(tvm.IRModule({"mapped": builder.get()}), target=parse_cpu().tvm)["mapped"]
 
     def call(values: Array) -> Array:
         x = np.zeros(-(-values.size // lanes) * lanes, dtype=np.float32)

@@ -16,11 +16,11 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from sparsec.codegen.generate import generate
-from sparsec.codegen.kernels import EMITTERS
-from sparsec.codegen.kernels.schedule import Schedule
+from sparsec.codegen.generate.cpu import generate
+from sparsec.codegen.kernels.cpu import EMITTERS
+from sparsec.codegen.kernels.cpu.schedule import Schedule
 from sparsec.codegen.problem import Problem
-from sparsec.codegen.target import Target, parse_target
+from sparsec.codegen.target import CpuTarget, parse_cpu
 from sparsec.ir import Activation, BlockPattern, Epilogue, SparseMatrix
 
 if TYPE_CHECKING:
@@ -194,15 +194,15 @@ def check(code: Code, work: Work, call: Callable[..., Any]) -> None:
     assert all(np.array_equal(a, b) for a, b in zip(read, before, strict=True)), "wrote to what is only read"
 
 
-def compiled(code: Code, target: Target) -> Callable[..., Any]:
+def compiled(code: Code, target: CpuTarget) -> Callable[..., Any]:
     call = generate(code.problem, code.schedule, target).call
     assert call is not None
     return call
 
 
 @pytest.fixture(scope="module")
-def host() -> Target:
-    return parse_target("auto")
+def host() -> CpuTarget:
+    return parse_cpu()
 
 
 # ---- Right results ----
@@ -251,7 +251,7 @@ EVERYTHING = [Work(height, density, seed=height) for height in (1, 2, 5, 40) for
 
 
 @pytest.mark.parametrize("kernel", sorted(EMITTERS))
-def test_equals_float64(kernel: str, host: Target) -> None:
+def test_equals_float64(kernel: str, host: CpuTarget) -> None:
     """Any shape, block, schedule, epilogue, number of rows, density and range of rows and panels."""
 
     @settings(max_examples=22, deadline=None, derandomize=True, database=None)
@@ -274,7 +274,7 @@ def test_equals_float64(kernel: str, host: Target) -> None:
 
 @pytest.mark.parametrize("activation", Activation)
 @pytest.mark.parametrize("kernel", sorted(EMITTERS))
-def test_every_activation(kernel: str, activation: Activation, host: Target) -> None:
+def test_every_activation(kernel: str, activation: Activation, host: CpuTarget) -> None:
     alpha, beta = {Activation.CLIP: (-0.5, 0.7), Activation.LEAKY_RELU: (0.1, 0.0)}.get(activation, (1.0, 0.0))
     epilogue = Epilogue(activation, alpha, beta, bias=True, residual=True)
     # Whole vectors of outputs, and a panel that sticks out.
@@ -284,7 +284,7 @@ def test_every_activation(kernel: str, activation: Activation, host: Target) -> 
         check(code, Work(height, 0.5, seed=height), call)
 
 
-def test_large_tiles(host: Target) -> None:
+def test_large_tiles(host: CpuTarget) -> None:
     """The tiles that many rows are computed in, with whole tiles and without."""
     for schedule, block in (
         (Schedule("outputs", 14, pack=True, prefetch=8), (32, 1)),
@@ -298,7 +298,7 @@ def test_large_tiles(host: Target) -> None:
             check(code, Work(height, 0.2), compiled(code, host))
 
 
-def test_parts_make_the_whole(host: Target) -> None:
+def test_parts_make_the_whole(host: CpuTarget) -> None:
     """Calls for all pairs of a range of rows and a range of panels compute Y, whatever the ranges."""
     for kernel in EMITTERS:
         code = Code(Schedule(kernel, 4), (50, 30), (3, 2), Epilogue(Activation.TANH, bias=True))
@@ -332,7 +332,7 @@ class Fence:
 @pytest.mark.skipif(not hasattr(os, "fork") or platform.system() != "Linux", reason="needs fork and mprotect")
 @pytest.mark.parametrize("block", [(1, 1), (1, 5), (3, 3), (4, 4), (5, 2), (8, 8), (40, 3)], ids="{0[0]}x{0[1]}".format)
 @pytest.mark.parametrize("kernel", sorted(EMITTERS))
-def test_reads_nothing_beyond_its_arguments(kernel: str, block: tuple[int, int], host: Target) -> None:
+def test_reads_nothing_beyond_its_arguments(kernel: str, block: tuple[int, int], host: CpuTarget) -> None:
     """In a child process, which a read of one byte too much would kill."""
     code = Code(
         Schedule(kernel, 4, pack=True, prefetch=8, pairs=True), (43, 51), block, Epilogue(bias=True, residual=True)
@@ -357,7 +357,7 @@ def test_reads_nothing_beyond_its_arguments(kernel: str, block: tuple[int, int],
 # ---- Other processors ----
 
 
-def executable(code: Code, target: Target) -> Any:
+def executable(code: Code, target: CpuTarget) -> Any:
     import tvm
 
     function = EMITTERS[code.schedule.kernel].emit(code.problem, code.schedule, "kernel")
@@ -373,14 +373,14 @@ SMALL = {
 }
 
 
-def supported(target: Target, host: Target) -> bool:
+def supported(target: CpuTarget, host: CpuTarget) -> bool:
     return target.arch == host.arch and set(target.requires) <= set(host.requires)
 
 
 @pytest.mark.parametrize("cpu", ["x86-64", "x86-64-v3", "x86-64-v4"])
 @pytest.mark.parametrize("kernel", sorted(EMITTERS))
-def test_right_on_older_processors(kernel: str, cpu: str, host: Target) -> None:
-    target = parse_target(f"cpu:{cpu}")
+def test_right_on_older_processors(kernel: str, cpu: str, host: CpuTarget) -> None:
+    target = parse_cpu(cpu)
     if not supported(target, host):
         pytest.skip(f"this machine lacks what {target} may use")
     code = SMALL[kernel]
@@ -392,7 +392,7 @@ def test_right_on_older_processors(kernel: str, cpu: str, host: Target) -> None:
 @pytest.mark.parametrize("kernel", sorted(EMITTERS))
 def test_object_for_aarch64(kernel: str) -> None:
     code = SMALL[kernel]
-    made = generate(code.problem, code.schedule, parse_target("cpu:neoverse-n1"))
+    made = generate(code.problem, code.schedule, parse_cpu("neoverse-n1"))
     assert made.elf[:4] == b"\x7fELF"
     assert int.from_bytes(made.elf[18:20], "little") == 183  # EM_AARCH64
     assert f"__tvm_ffi_{made.symbol}".encode() in made.elf
@@ -425,7 +425,7 @@ def _without_debug(assembly: str) -> str:
 def test_avx512_loop(schedule: Schedule, block: tuple[int, int], vectors: int) -> None:
     """All sums stay in registers: as many fused multiply-adds on 512 bits as there are sums, and no stores."""
     code = Code(schedule, (256, 256), block, Epilogue(bias=True))
-    target = parse_target("cpu:x86-64-v4")
+    target = parse_cpu("x86-64-v4")
     made = generate(code.problem, schedule, target)
     assert b"TVMBackendAllocWorkspace" not in made.elf, "sums on the heap"
     assembly = executable(code, target).mod.inspect_source("asm")

@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from sparsec.codegen.kernel import ANY_ROWS, Kernel, Variant
+from sparsec.codegen.kernel import ANY_ROWS, CpuVariant, Kernel
 from sparsec.codegen.ort.library import build_library, find_compiler
 from sparsec.ir import Activation, BlockPattern, Epilogue, SparsecError, SparseMatrix
 
@@ -172,7 +172,7 @@ class Case:
         code = tvm_object(symbol, *shape)
         epilogue = Epilogue(Activation.RELU, bias=self.bias is not None, residual=self.residual)
         variants = tuple(
-            Variant(symbol, limit, grain, m.shape[1] if self.scratch else 0, 2, code)
+            CpuVariant(symbol, limit, grain, m.shape[1] if self.scratch else 0, 2, code)
             for limit, grain in ((4, 1), (ANY_ROWS, 8))
         )
         return Kernel("plain", m.shape[1], m.shape[0], m.block, m.panel, epilogue, variants)
@@ -365,7 +365,7 @@ def marks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A library whose kernel, for 32 panels of 16 outputs, shows how the work was split."""
     folder = tmp_path_factory.mktemp("marks")
     code = c_object(MARK, folder, PANEL=16, N=512)
-    kernel = Kernel("mark", 1024, 512, (16, 1), 16, Epilogue(), (Variant("mark", ANY_ROWS, 8, 0, 2, code),))
+    kernel = Kernel("mark", 1024, 512, (16, 1), 16, Epilogue(), (CpuVariant("mark", ANY_ROWS, 8, 0, 2, code),))
     build_library([kernel], folder / "ops.so")
     return folder / "ops.so"
 
@@ -542,7 +542,7 @@ def test_node_without_a_name(library: Library) -> None:
 def test_kernel_that_fails(tmp_path: Path) -> None:
     case = make_case()
     code = c_object(FAIL, tmp_path)
-    build_library([replace(case.kernel, variants=(Variant("fail", ANY_ROWS, 1, 8, 2, code),))], tmp_path / "ops.so")
+    build_library([replace(case.kernel, cpu=(CpuVariant("fail", ANY_ROWS, 1, 8, 2, code),))], tmp_path / "ops.so")
     session = open_session(case.model(), tmp_path / "ops.so")
     with pytest.raises(Exception, match="'fc1': kernel 'plain' failed: ValueError: x is odd"):
         session.run(None, {"x": np.zeros((5, 40), np.float32)})
@@ -551,8 +551,8 @@ def test_kernel_that_fails(tmp_path: Path) -> None:
 def test_out_of_memory(tmp_path: Path) -> None:
     case = make_case()
     code = c_object(FAIL, tmp_path)
-    variant = Variant("fail", ANY_ROWS, 1, 2**58, 2, code)
-    build_library([replace(case.kernel, variants=(variant,))], tmp_path / "ops.so")
+    variant = CpuVariant("fail", ANY_ROWS, 1, 2**58, 2, code)
+    build_library([replace(case.kernel, cpu=(variant,))], tmp_path / "ops.so")
     session = open_session(case.model(), tmp_path / "ops.so")
     with pytest.raises(Exception, match="'fc1': kernel 'plain' failed: out of memory for its workspace"):
         session.run(None, {"x": np.zeros((5, 40), np.float32)})
@@ -635,7 +635,7 @@ def test_shared_code_is_linked_once(tmp_path: Path) -> None:
     build_library(kernels, tmp_path / "two.so")
     build_library([kernel], tmp_path / "one.so")
     assert (tmp_path / "two.so").stat().st_size - (tmp_path / "one.so").stat().st_size < 4096
-    variants = tuple(replace(variant, code=b"") for variant in kernel.variants)
+    variants = tuple(replace(variant, code=b"") for variant in kernel.cpu)
     with pytest.raises(ValueError, match=r"'again': symbol 'plain_.*' stands for two different codes"):
         build_library([kernel, Kernel("again", 40, 50, (8, 3), 8, kernel.epilogue, variants)], tmp_path / "bad.so")
 
@@ -686,7 +686,7 @@ def test_compiler_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_compiler_fails(tmp_path: Path) -> None:
     kernel = make_case().kernel
-    broken = replace(kernel, variants=tuple(replace(variant, code=b"no object") for variant in kernel.variants))
+    broken = replace(kernel, cpu=tuple(replace(variant, code=b"no object") for variant in kernel.cpu))
     with pytest.raises(SparsecError, match=r"could not link the operator library \(exit code \d+\); its last lines:\n"):
         build_library([broken], tmp_path / "ops.so")
     assert list(tmp_path.iterdir()) == []

@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 
 from sparsec.codegen.problem import Problem
-from sparsec.codegen.target import parse_target
-from sparsec.codegen.tune import Database, Tuner, search
-from sparsec.codegen.tune.space import candidates
+from sparsec.codegen.target import parse_cpu
+from sparsec.codegen.tune import CpuTuner, Database
+from sparsec.codegen.tune.cpu import search
+from sparsec.codegen.tune.cpu.space import candidates
 
 
 @pytest.mark.parametrize(("budget", "timed"), [(1.0, 1), (2.0, 2), (3.5, 3)])
@@ -28,9 +29,9 @@ def test_no_candidate_ends_after_the_budget(
 
     monkeypatch.setattr(search, "Workload", Workload)
     monkeypatch.setattr(search.time, "perf_counter", lambda: now[0])
-    problem, target = Problem(1024, 1024, (16, 1), 16, 0.1), parse_target("auto")
+    problem, target = Problem(1024, 1024, (16, 1), 16, 0.1), parse_cpu()
     assert len(candidates(problem, target, 128)) > timed
-    tuner = Tuner(target, 2, "quick", Database(tmp_path / "tuning.sqlite"))
+    tuner = CpuTuner(target, 2, "quick", Database(tmp_path / "tuning.sqlite"))
     best = tuner.schedule(problem, 128, budget)
     assert len(seen) == timed
     assert best == seen[-1]

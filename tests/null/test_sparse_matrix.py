@@ -11,7 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from sparsec.ir import BlockPattern, UsageError
-from sparsec.ir.sparse_matrix import MAX_PANEL, panel_width
+from sparsec.ir.sparse_matrix import DTYPES, MAX_PANEL, panel_width
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -223,3 +223,34 @@ def test_density_counts_a_block_that_was_moved_back_once() -> None:
 
 def test_nothing_is_kept_at_density_zero() -> None:
     assert not BlockPattern(4, 4).project(np.ones((9, 9)), 0.0).any()
+
+
+# ---- 16 bits ----
+
+
+@PROPERTY
+@given(
+    PATTERNS | st.builds(BlockPattern, st.sampled_from([64, 128, 192]), st.integers(1, 20)), SHAPES, DENSITIES, SEEDS
+)
+@example(BlockPattern(64, 16), (128, 40), 0.5, 0)
+@example(BlockPattern(128, 3), (300, 40), 0.5, 0)
+def test_packing_in_16_bits_only_rounds(
+    pattern: BlockPattern, shape: tuple[int, int], density: float, seed: int
+) -> None:
+    weight = random_weight(pattern, shape, density, seed)
+    for dtype in ("float16", "bfloat16"):
+        matrix = pattern.pack(weight, dtype)
+        assert matrix.dtype == dtype
+        assert matrix.values.itemsize == 2
+        assert np.array_equal(matrix.to_dense(), weight.astype(DTYPES[dtype]).astype(np.float32))
+
+
+def test_swizzle_is_that_of_128_bytes() -> None:
+    """A byte of an atom of 8 inputs x 64 outputs stands where its address has bits 4-6 XOR bits 7-9 (PTX ISA)."""
+    weight = np.arange(64 * 24, dtype=np.float32).reshape(24, 64).T.copy() + 1
+    matrix = BlockPattern(64, 8).pack(weight, "float16")
+    assert matrix.swizzled
+    stored = matrix.values
+    for byte in range(0, 2 * stored.size, 2):
+        swizzled = byte ^ ((byte >> 7 & 7) << 4)
+        assert stored[swizzled // 2] == np.float16(weight[byte // 2 % 64, byte // 128])

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from ..problem import Problem
+    from ...problem import Problem
 
 # TVM's expressions and buffers have no useful static types.
 Expr = Any

@@ -28,7 +28,7 @@ from .stage import each_group, each_vector, room, width
 from .store import store
 
 if TYPE_CHECKING:
-    from ..problem import Problem
+    from ...problem import Problem
     from .abi import Arguments, Expr
     from .schedule import Schedule
 

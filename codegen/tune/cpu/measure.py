@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ...ir import BlockPattern, SparseMatrix
+from ....ir import BlockPattern, SparseMatrix
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from numpy.typing import NDArray
 
-    from ..kernels.schedule import Schedule
-    from ..problem import Problem
-    from ..target import Target
+    from ...kernels.cpu.schedule import Schedule
+    from ...problem import Problem
+    from ...target import CpuTarget
 
 # A run is repeated until this much time has passed, in seconds.
 _TIME = 0.015
@@ -40,9 +40,9 @@ class Workload:
         self.residual = np.zeros((rows, problem.out_features), dtype=np.float32)
         self.y = _aligned(np.zeros((rows, problem.out_features), dtype=np.float32))
 
-    def seconds(self, schedule: Schedule, target: Target) -> float:
+    def seconds(self, schedule: Schedule, target: CpuTarget) -> float:
         """The least time of one thread's share; infinite where the schedule does not compile for this problem."""
-        from ..generate import generate
+        from ...generate.cpu import generate
 
         code = generate(self.problem, schedule, target)
         assert code.call is not None, "only code for this machine can be timed"

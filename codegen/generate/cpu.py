@@ -1,4 +1,4 @@
-"""From a problem and a schedule to machine code."""
+"""From a problem and a schedule to an object file, by TVM's LLVM back end."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from .kernels import EMITTERS
+from ..kernels.cpu import EMITTERS
 
 if TYPE_CHECKING:
-    from .kernels.schedule import Schedule
-    from .problem import Problem
-    from .target import Target
+    from ..kernels.cpu.schedule import Schedule
+    from ..problem import Problem
+    from ..target import CpuTarget
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Code:
 
 
 @lru_cache(maxsize=512)
-def generate(problem: Problem, schedule: Schedule, target: Target) -> Code:
+def generate(problem: Problem, schedule: Schedule, target: CpuTarget) -> Code:
     """Compile `schedule` for `problem`; takes 0.2 to 1 second."""
     import tvm
 
@@ -50,16 +50,3 @@ def generate(problem: Problem, schedule: Schedule, target: Target) -> Code:
         executable.mod.write_to_file(str(path), "o")
         elf = path.read_bytes()
     return Code(symbol, emitter.workspace(problem, schedule), elf, executable[symbol] if target.host else None)
-
-
-@lru_cache(maxsize=1)
-def code_version() -> str:
-    """Changes whenever the generated code may: a hash of the emitters' sources and TVM's version."""
-    from importlib.metadata import version
-
-    folder = Path(__file__).parent
-    sources = [*sorted((folder / "kernels").glob("*.py")), folder / "generate.py", folder / "problem.py"]
-    digest = hashlib.sha256(version("apache-tvm").encode())
-    for source in sources:
-        digest.update(source.read_bytes())
-    return digest.hexdigest()[:16]

@@ -1,11 +1,11 @@
-"""The machine that kernels are compiled for."""
+"""CPUs, by LLVM's names."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
 
-from ..ir import UsageError
+from ...ir import UsageError
 
 # Instruction sets that LLVM may use for a CPU and that a library can ask the processor for, under names that LLVM and
 # C compilers share.
@@ -17,7 +17,7 @@ _X86_SETS = (
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class CpuTarget:
     """A CPU.
 
     Attributes:
@@ -43,25 +43,22 @@ class Target:
         return _llvm(self.arch, self.cpu)
 
 
-def parse_target(text: str) -> Target:
-    """`auto` or `cpu` (this machine), or `cpu:NAME` with LLVM's name of a CPU.
+def parse_cpu(name: str = "") -> CpuTarget:
+    """The CPU with LLVM's name `name`; without one the processor of this machine.
 
     Raises:
-        UsageError: no such target.
+        UsageError: LLVM knows no such CPU.
     """
     from tvm.target import codegen
 
     host = str(codegen.llvm_get_system_cpu())
-    kind, _, name = text.partition(":")
-    if text not in ("auto", "cpu") and (kind != "cpu" or not name):
-        raise UsageError(f"target '{text}': expected auto, cpu, or cpu:NAME such as cpu:x86-64-v3 or cpu:neoverse-n1")
     name = name or host
     host_arch = _host_arch()
     for arch in sorted(("x86_64", "aarch64"), key=lambda arch: arch != host_arch):
         if (name == host and arch == host_arch) or name in _names(arch):
             return _describe(arch, name, host=name == host and arch == host_arch)
     raise UsageError(
-        f"target '{text}': LLVM knows no CPU '{name}'; examples: x86-64-v3, znver4, sapphirerapids, neoverse-n1"
+        f"target 'cpu:{name}': LLVM knows no CPU '{name}'; examples: x86-64-v3, znver4, sapphirerapids, neoverse-n1"
     )
 
 
@@ -82,13 +79,13 @@ def _names(arch: str) -> set[str]:
     return {str(name) for name in codegen.llvm_get_cpu_archlist(TvmTarget(_llvm(arch, "generic")))}
 
 
-def _describe(arch: str, cpu: str, host: bool) -> Target:
+def _describe(arch: str, cpu: str, host: bool) -> CpuTarget:
     from tvm.target import Target as TvmTarget
     from tvm.target import codegen
 
     if arch == "aarch64":
-        return Target(cpu, arch, 4, (), host)
+        return CpuTarget(cpu, arch, 4, (), host)
     target = TvmTarget(_llvm(arch, cpu))
     sets = tuple(name for name in _X86_SETS if codegen.llvm_cpu_has_features(name, target))
     lanes = 16 if "avx512f" in sets else 8 if "avx2" in sets else 4
-    return Target(cpu, arch, lanes, sets, host)
+    return CpuTarget(cpu, arch, lanes, sets, host)

@@ -20,7 +20,7 @@ from .lanes import WIDE
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ..problem import Problem
+    from ...problem import Problem
     from .abi import Arguments, Expr
 
 # Outputs of a group, more or less: enough to spread the move of its last vector, few enough for the first-level cache.

@@ -25,7 +25,7 @@ from .stage import each_group, each_vector, room
 from .store import store
 
 if TYPE_CHECKING:
-    from ..problem import Problem
+    from ...problem import Problem
     from .abi import Arguments, Buffer, Expr
     from .schedule import Schedule
 

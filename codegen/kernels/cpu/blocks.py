@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ..problem import Problem
+    from ...problem import Problem
     from .abi import Arguments, Expr
 
 # Inputs of a block up to which its loop is unrolled whole.

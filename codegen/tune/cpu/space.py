@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from ..kernels.schedule import Schedule
+from ...kernels.cpu.schedule import Schedule
 
 if TYPE_CHECKING:
-    from ..problem import Problem
-    from ..target import Target
+    from ...problem import Problem
+    from ...target import CpuTarget
 
 # Rows of X up to which one variant of a kernel serves, the last for any number. Within a class the same tile wins.
 ROW_CLASSES = (3, 11, 47, 2**63 - 1)
@@ -26,7 +26,7 @@ _NARROW = 16
 _TILE_BYTES = 512 << 10
 
 
-def candidates(problem: Problem, target: Target, rows: int) -> list[Schedule]:
+def candidates(problem: Problem, target: CpuTarget, rows: int) -> list[Schedule]:
     """Schedules for `rows` rows of X, the first being what fits most machines."""
     if problem.block[0] < _NARROW:
         return _narrow(problem, target, rows)
@@ -39,7 +39,7 @@ def candidates(problem: Problem, target: Target, rows: int) -> list[Schedule]:
     return _few_wide(problem, target) if rows <= ROW_CLASSES[1] else _many_wide(problem, target, rows)
 
 
-def _narrow(problem: Problem, target: Target, rows: int) -> list[Schedule]:
+def _narrow(problem: Problem, target: CpuTarget, rows: int) -> list[Schedule]:
     """Blocks of few outputs. At one row memory decides; the more rows a tile has, the more each index brings."""
     registers = _registers(target)
     width = min(problem.block[0], problem.panel)
@@ -64,7 +64,7 @@ def _narrow(problem: Problem, target: Target, rows: int) -> list[Schedule]:
     return [Schedule("rows", tile) for tile in tiles]
 
 
-def _few_wide(problem: Problem, target: Target) -> list[Schedule]:
+def _few_wide(problem: Problem, target: CpuTarget) -> list[Schedule]:
     most = _tile_rows(problem, target)
     tile = min(8, most)
     return [
@@ -75,7 +75,7 @@ def _few_wide(problem: Problem, target: Target) -> list[Schedule]:
     ]
 
 
-def _many_wide(problem: Problem, target: Target, rows: int) -> list[Schedule]:
+def _many_wide(problem: Problem, target: CpuTarget, rows: int) -> list[Schedule]:
     """The largest tile that the registers hold, packed; two rows a register where a panel is one vector."""
     most = _tile_rows(problem, target)
     pairs = problem.panel == target.lanes == 16
@@ -95,12 +95,12 @@ def _many_wide(problem: Problem, target: Target, rows: int) -> list[Schedule]:
     ]
 
 
-def _tile_rows(problem: Problem, target: Target) -> int:
+def _tile_rows(problem: Problem, target: CpuTarget) -> int:
     """The most rows whose sums, one panel of weights and one broadcast fit the vector registers."""
     vectors = -(-problem.panel // target.lanes)
     return max(1, min(16, (_registers(target) - vectors - 1) // vectors))
 
 
-def _registers(target: Target) -> int:
+def _registers(target: CpuTarget) -> int:
     """Vector registers: AVX-512 and NEON have 32, AVX2 and SSE 16."""
     return 32 if target.lanes == 16 or target.arch == "aarch64" else 16

@@ -17,9 +17,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from ..elementwise import activate
 from .abi import function
 from .blocks import Panel, each_input, each_tile, first_output
-from .elementwise import activate
 from .lanes import adjacent, broadcast, shuffle, whole_lanes, zeros
 from .pack import pack_rows
 from .store import store
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import TypeAlias
 
-    from ..problem import Problem
+    from ...problem import Problem
     from .abi import Arguments, Buffer, Expr
     from .schedule import Schedule
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .elementwise import CHEAP, activate
+from ..elementwise import CHEAP, activate
 from .lanes import adjacent
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ..problem import Problem
+    from ...problem import Problem
     from .abi import Arguments, Expr
 
 

@@ -8,18 +8,19 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ..generate import code_version, generate
-from ..kernel import ANY_ROWS, Kernel, Variant
-from ..kernels.schedule import Schedule
+from ...generate.cpu import generate
+from ...generate.version import code_version
+from ...kernel import ANY_ROWS, CpuVariant, Kernel
+from ...kernels.cpu.schedule import Schedule
 from .measure import Workload
 from .space import ROW_CLASSES, candidates, row_class
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ..problem import Problem
-    from ..target import Target
-    from .database import Database
+    from ...problem import Problem
+    from ...target import CpuTarget
+    from ..database import Database
 
 # Seconds that a distinct problem may take, by effort. The best guess is timed in any case; after it only what, taking
 # as long as the slowest so far, would end in time.
@@ -27,7 +28,7 @@ BUDGET = {"off": 0.0, "quick": 2.0, "thorough": 30.0}
 
 
 @dataclass(frozen=True, slots=True)
-class Tuner:
+class CpuTuner:
     """Finds schedules for one target and number of threads.
 
     Attributes:
@@ -35,7 +36,7 @@ class Tuner:
         database: where searches are kept.
     """
 
-    target: Target
+    target: CpuTarget
     threads: int
     effort: str
     database: Database
@@ -62,13 +63,13 @@ class Tuner:
             block=problem.block,
             panel=problem.panel,
             epilogue=problem.epilogue,
-            variants=variants,
+            cpu=variants,
         )
         return kernel, {n: schedules[row_class(n)] for n in rows}
 
-    def _variant(self, problem: Problem, schedule: Schedule, index: int) -> Variant:
+    def _variant(self, problem: Problem, schedule: Schedule, index: int) -> CpuVariant:
         code = generate(problem, schedule, self.target)
-        return Variant(
+        return CpuVariant(
             symbol=code.symbol,
             max_rows=ANY_ROWS if index == len(ROW_CLASSES) - 1 else ROW_CLASSES[index],
             row_grain=schedule.tile_rows,

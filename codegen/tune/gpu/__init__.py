@@ -1,0 +1,1 @@
+"""Schedules for GPUs: which are worth trying, and which is predicted to be the fastest."""
