@@ -73,6 +73,22 @@ def measure(model: Path, sparsity: float, dims: dict[str, int]) -> list[dict[str
     return rows
 
 
+def table(rows: list[dict[str, Any]]) -> str:
+    """Markdown: one line a model, one column a sparsity, "batch 1 / batch 16" in the cells."""
+    sparsities = sorted({row["sparsity"] for row in rows})
+    text = [
+        f"| model | sparse layers | {' | '.join(f'{s:.0%}' for s in sparsities)} |",
+        "|---|---|" + "---|" * len(sparsities),
+    ]
+    for model in dict.fromkeys(row["model"] for row in rows):
+        mine = [row for row in rows if row["model"] == model and "ratio" in row]
+        cells = (" / ".join(f"{row['ratio']:.2f}" for row in mine if row["sparsity"] == s) for s in sparsities)
+        layers = sorted({row["sparse_layers"] for row in mine})
+        of = f"{' or '.join(map(str, layers))} of {mine[0]['layers']}" if mine else "did not run"
+        text.append(f"| {model} | {of} | {' | '.join(cells)} |")
+    return "\n".join(text)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("models", nargs="*", type=Path)
@@ -97,6 +113,7 @@ def main() -> None:
                     if arguments.json:
                         record = {"date": time.strftime("%Y-%m-%d"), "rows": rows}
                         arguments.json.write_text(json.dumps(record, indent=1) + "\n")
+    print(table(rows))
 
 
 if __name__ == "__main__":
