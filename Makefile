@@ -32,6 +32,6 @@ $(VENV)/ready:
 	touch $@
 
 $(VENV)/%.done: pyproject.toml $(VENV)/ready
-	echo "installing sparsec[$*] into $(VENV), about 600 MB" >&2
+	echo "installing sparsec[$*] into $(VENV), about 800 MB" >&2
 	$(RUN) -m pip install -qq --disable-pip-version-check -e '.[$*]'
 	touch $@

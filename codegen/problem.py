@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ..ir import Epilogue
+from ..ir.sparse_matrix import DTYPES
 
 if TYPE_CHECKING:
     from ..ir import SparseMatrix
@@ -80,3 +81,8 @@ class Problem:
             f"{self.out_features}x{self.in_features} block {self.block[0]}x{self.block[1]} panel {self.panel} "
             f"density {self.density:g} {fused}{parameters} {self.dtype}"
         )
+
+
+def itemsize(dtype: str) -> int:
+    """Bytes of one element of a problem's dtype."""
+    return DTYPES[dtype].itemsize

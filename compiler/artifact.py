@@ -74,17 +74,24 @@ def read_manifest(out: str | Path) -> dict[str, Any]:
 def load(out: str | Path, session_options: onnxruntime.SessionOptions | None = None) -> onnxruntime.InferenceSession:
     """An `onnxruntime.InferenceSession` on the artifact in `out`, with its operator library registered.
 
+    It runs on the GPU if the artifact was made for GPUs and one is here, else on the CPU.
+
     Raises:
         SparsecError: the folder is no artifact, or ONNX Runtime refuses it.
     """
     import onnxruntime
 
+    from .machine import Cuda, machine_of
+
     folder = Path(out)
-    read_manifest(folder)
+    on_gpu = isinstance(machine_of(read_manifest(folder), threads=0), Cuda)
+    providers = [*(["CUDAExecutionProvider"] if on_gpu else []), "CPUExecutionProvider"]
     options = session_options or onnxruntime.SessionOptions()
     try:
         options.register_custom_ops_library(str(folder / LIBRARY))
-        return onnxruntime.InferenceSession(str(folder / MODEL), options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(
+            str(folder / MODEL), options, providers=[*providers, "CPUExecutionProvider"]
+        )
     except Exception as error:  # onnxruntime's exceptions share no base class of their own
         raise SparsecError(f"'{out}' cannot be loaded: {' '.join(str(error).split())[:600]}") from error
 

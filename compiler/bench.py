@@ -6,8 +6,6 @@ import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from .runtime import Runner, compare
-
 if TYPE_CHECKING:
     from ..ir import Timing
     from .driver import Progress
@@ -20,7 +18,8 @@ class Benchmark:
 
     Attributes:
         artifact, model: paths.
-        threads: of each session.
+        machine: "CPU" or "GPU 0".
+        threads: of each session on a CPU.
         inputs: "random, seed 0" or the file they came from.
         pairs: runs of each side, alternately.
         timings: one a batch size.
@@ -28,6 +27,7 @@ class Benchmark:
 
     artifact: str
     model: str
+    machine: str
     threads: int
     inputs: str
     pairs: int
@@ -49,8 +49,16 @@ def bench(pair: Pair, pairs: int = 15, progress: Progress | None = None) -> Benc
         progress.start("timing dense against sparse", len(workload.batches))
     timings = []
     for batch, feeds in workload.feeds.items():
-        measured = compare(Runner(pair.dense, feeds), Runner(pair.sparse, feeds), pairs)
+        measured = pair.machine.compare(pair.dense, pair.sparse, feeds, pairs)
         timings.append(measured.timing(batch, batch))
         if progress is not None:
             progress.advance(f"batch {batch}")
-    return Benchmark(str(pair.artifact), str(pair.model), pair.threads, workload.inputs, pairs, tuple(timings))
+    return Benchmark(
+        artifact=str(pair.artifact),
+        model=str(pair.model),
+        machine=str(pair.machine),
+        threads=pair.threads,
+        inputs=workload.inputs,
+        pairs=pairs,
+        timings=tuple(timings),
+    )

@@ -34,10 +34,13 @@ class CompileConfig(BaseModel):
             here is pruned even where the defaults would leave it (the model's last layer, tiny ones).
         pattern: the shape of sparsity that pruning makes: "block:RxC" or "group:g". Zeros that are already there keep
             their own shape.
-        target: "auto" (this machine's CPU) or "cpu:NAME" with LLVM's name of a CPU.
+        target: "auto" (this machine's GPUs where ONNX Runtime has its CUDA provider, else its CPU), "cpu", "cpu:NAME"
+            with LLVM's name of one, "cuda", or "cuda:ARCH" with one or more architectures, such as "cuda:sm_80+sm_90".
         batch: batch sizes that must all get faster. Empty: the model's own, or 1 where it is dynamic.
         dims: sizes of the model's other dynamic dimensions, by name; 128 where nothing is said.
         tune: how long to search for schedules.
+        tf32: let sparse float32 layers use TF32 tensor cores on GPUs, as ONNX Runtime's dense layers do unless told
+            otherwise: faster in large batches, relative errors of 1e-3.
         prune_all: prune layers that stay dense too, as zeros in their dense weights.
         survey: where the model is dense and no sparsity is asked for, measure what pruning would bring.
         seed: of random inputs.
@@ -55,6 +58,7 @@ class CompileConfig(BaseModel):
     batch: tuple[Annotated[int, Field(ge=1)], ...] = ()
     dims: dict[str, Annotated[int, Field(ge=1)]] = Field(default_factory=dict)
     tune: Tune = Tune.QUICK
+    tf32: bool = False
     prune_all: bool = False
     survey: bool = True
     seed: int = 0

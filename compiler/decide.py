@@ -12,20 +12,23 @@ import onnxruntime
 from ..codegen.generate.version import code_version
 from ..ir import Decision, Timing
 from .exporter import SparseOp, export, layer_model, session_source
-from .runtime import Comparison, Runner, compare, open_session
+from .runtime import Comparison, numpy_dtype
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from ..codegen.target import Target
-    from ..codegen.tune import Database
+    from ..codegen.tune import Database, Tuned
     from ..ir import Program
+    from .machine import Machine
     from .plan import Candidate
     from .probe import Workload
 
 # A layer must win by more than the noise of its own measurement, and the whole model may not lose by more.
 LAYER_MARGIN = 1.02
+# A predicted win must be larger than the errors of the model that predicts it.
+PREDICTED_MARGIN = 1.3
 MODEL_MARGIN = 1.0
 # Quartiles further apart than this come from a busy machine: good enough to decide by, not to be kept.
 STEADY = 1.3
@@ -38,12 +41,14 @@ class Bench:
     Attributes:
         library: the operator library with all candidates' kernels.
         folder: scratch space for models that are too large to be opened from memory.
+        machine: what opens sessions and times them.
         threads: intra-op threads.
         database: where comparisons of layers are kept.
     """
 
     library: Path
     folder: Path
+    machine: Machine
     threads: int
     target: Target
     database: Database
@@ -77,34 +82,49 @@ def _compare_layer(
     program: Program, candidate: Candidate, op: SparseOp, shape: tuple[int, ...], bench: Bench
 ) -> Comparison:
     rng = np.random.default_rng(0)
-    runners = []
+    sessions = []
     for chosen in (None, op):
         model = layer_model(program, candidate.layer, shape, chosen)
-        session = open_session(session_source(model, bench.folder), bench.threads, bench.library)
-        feeds = {value.name: rng.standard_normal(value.shape).astype(np.float32) for value in session.get_inputs()}
-        runners.append(Runner(session, feeds))
-    return compare(runners[0], runners[1])
+        sessions.append(bench.machine.open(session_source(model, bench.folder), bench.library))
+    feeds = {
+        value.name: rng.standard_normal(value.shape).astype(numpy_dtype(value.type))
+        for value in sessions[0].get_inputs()
+    }
+    return bench.machine.compare(sessions[0], sessions[1], feeds)
 
 
 def choose(timings: tuple[Timing, ...]) -> tuple[bool, str]:
     """Whether sparse wins at every batch size, and the reason in words."""
     worst = min(timings, key=lambda timing: timing.speedup)
-    if worst.speedup >= LAYER_MARGIN:
+    margin = PREDICTED_MARGIN if worst.predicted else LAYER_MARGIN
+    if worst.speedup >= margin:
         return True, "faster at every batch size" if len(timings) > 1 else "faster"
-    if worst.speedup >= 1 / LAYER_MARGIN:
+    if worst.speedup >= 1 / margin:
         return False, f"no faster at batch {worst.batch}"
     return False, f"{1 / worst.speedup:.1f}x slower at batch {worst.batch}"
+
+
+def predicted_timings(tuned: Tuned, candidate: Candidate, workload: Workload) -> tuple[Timing, ...]:
+    """What the cost model says of a layer, at each batch size for the GPU that gains least; none for a CPU target."""
+    timings = []
+    for batch in workload.batches if tuned.choices else ():
+        rows = workload.rows(candidate.layer.name, batch)
+        worst = min(tuned.choices[rows], key=lambda choice: choice.dense_seconds / choice.seconds)
+        ratio = worst.dense_seconds / worst.seconds
+        dense, sparse = worst.dense_seconds * 1e6, worst.seconds * 1e6
+        timings.append(Timing(batch, rows, dense, sparse, ratio, (ratio, ratio), predicted=True))
+    return tuple(timings)
 
 
 def compare_models(
     program: Program, ops: Mapping[str, SparseOp], workload: Workload, bench: Bench, pairs: int = 7
 ) -> tuple[Timing, ...]:
     """The whole model, as it came against sparse, at each batch size."""
-    dense = open_session(session_source(program.model, bench.folder), bench.threads)
-    sparse = open_session(session_source(export(program, ops), bench.folder), bench.threads, bench.library)
+    dense = bench.machine.open(session_source(program.model, bench.folder))
+    sparse = bench.machine.open(session_source(export(program, ops), bench.folder), bench.library)
     timings = []
     for batch, feeds in workload.feeds.items():
-        result = compare(Runner(dense, feeds), Runner(sparse, feeds), pairs)
+        result = bench.machine.compare(dense, sparse, feeds, pairs)
         timings.append(result.timing(batch, batch))
     return tuple(timings)
 
@@ -143,7 +163,7 @@ def sparse_decision(candidate: Candidate, reason: str, timings: tuple[Timing, ..
         pattern=str(matrix.pattern),
         zeros_before=layer.zeros,
         zeros_after=float((matrix.to_dense() == 0).mean()),
-        bytes_dense=layer.weight.nbytes,
+        bytes_dense=layer.nbytes,
         bytes_sparse=matrix.nbytes,
         schedule=schedule,
         timings=timings,

@@ -50,6 +50,8 @@ def examine(cache: Path | None = None) -> tuple[Finding, ...]:
         _processor,
         _cores,
         _compiler,
+        _gpu,
+        _cuda_compiler,
         lambda: _database(cache),
     ]
     return tuple(check() for check in checks)
@@ -137,6 +139,33 @@ def _compiler() -> Finding:
     first = (done.stdout.splitlines() or [""])[0]
     problem = f"'{' '.join(command)} --version' fails with exit code {done.returncode}" if done.returncode else ""
     return Finding("C compiler", f"{' '.join(command)}: {first}", problem)
+
+
+def _gpu() -> Finding:
+    """Without a GPU sparsec works too: it compiles for CPUs, and for GPUs without measuring."""
+    from ..codegen.target.cuda import find_driver, target_of
+
+    driver = find_driver()
+    if driver is None:
+        return Finding("GPU", "none: no NVIDIA driver")
+    about = f"driver for CUDA {driver.cuda}"
+    if not driver.gpus:
+        reason = f" (CUDA error {driver.failure})" if driver.failure else ""
+        return Finding("GPU", f"none that CUDA can use{reason}, {about}")
+    words = [
+        f"{gpu.name}, compute capability {gpu.capability[0]}.{gpu.capability[1]}"
+        + ("" if target_of(gpu) else " (no kernels for it)")
+        for gpu in driver.gpus
+    ]
+    return Finding("GPU", "; ".join([*dict.fromkeys(words), about]))
+
+
+def _cuda_compiler() -> Finding:
+    """Nothing but kernels for GPUs needs one."""
+    from ..codegen.generate.nvrtc import INSTALL, find_cuda_compilers
+
+    names = ", ".join(compiler.name for compiler in find_cuda_compilers())
+    return Finding("CUDA compiler", names or f"none, which kernels for GPUs need: {INSTALL}")
 
 
 def _database(cache: Path | None) -> Finding:

@@ -16,17 +16,18 @@ import numpy as np
 from ..codegen.ort.library import build_library
 from ..codegen.problem import Problem
 from ..codegen.target import Target, parse_target
-from ..codegen.tune import CpuTuner, Database, default_path
+from ..codegen.tune import Database, Tuned, Tuner, default_path
 from ..ir import Decision, SparsecError
 from . import artifact
 from .config import CompileConfig
-from .decide import Bench, choose, compare_layer, compare_models, settle, sparse_decision
+from .decide import Bench, choose, compare_layer, compare_models, predicted_timings, settle, sparse_decision
 from .exporter import SparseOp, export, save, session_source
 from .frontend import read
+from .machine import Cpu, Machine, find_machine, has_gpu
 from .plan import Candidate, make_plan, pruned_weight
 from .probe import Workload, probe
 from .report import Report, SurveyPoint, Verification
-from .runtime import open_session, run_session
+from .runtime import run_session
 
 if TYPE_CHECKING:
     import onnx
@@ -37,8 +38,9 @@ if TYPE_CHECKING:
 
 # Sparsities that the survey of a dense model measures.
 SURVEY = (0.5, 0.7, 0.8, 0.9)
-# Above this relative error against the dense model with the same weights an artifact is wrong, not merely rounded.
-WRONG = 1e-2
+# Above this relative error against the dense model with the same weights an artifact is wrong, not merely rounded. Half
+# precision rounds after every operator, and the sparse one has fewer of them.
+WRONG, WRONG_16_BITS = 1e-2, 1e-1
 
 
 class Progress(Protocol):
@@ -65,7 +67,8 @@ class _Context:
 
     config: CompileConfig
     target: Target
-    tuner: CpuTuner
+    machine: Machine | None
+    tuner: Tuner
     folder: Path
     progress: Progress
 
@@ -103,9 +106,9 @@ def compile(
         # Step 1. Read the model and find its layers.
         program = read(model)
         # Step 2. Choose the weights that each layer would have.
-        plan = make_plan(program, config)
+        plan = make_plan(program, config, context.target)
         # Step 3. Run the model once: which shapes reach its layers.
-        workload = probe(program, config, context.folder)
+        workload = probe(program, config, context.folder, context.machine)
         # Step 4. Compile and tune kernels; keep what is faster by itself, then what is faster together.
         outcome = _decide(program, plan.candidates, workload, context)
         # Step 5. Write the artifact.
@@ -134,7 +137,7 @@ def compile(
             bytes_after=sum(p.stat().st_size for p in out.iterdir() if p.name != artifact.LIBRARY),
             seconds=time.perf_counter() - start,
         )
-        _describe(out, report, outcome, config)
+        _describe(out, report, outcome, context)
         return CompiledModel(report, scratch)
     except BaseException:
         scratch.cleanup()
@@ -179,29 +182,61 @@ class CompiledModel:
 
 
 def _make_context(config: CompileConfig, folder: Path, progress: Progress) -> _Context:
-    target = parse_target(config.target)
+    target = parse_target("cuda" if config.target == "auto" and has_gpu() else config.target)
     path = default_path() if config.cache is None else config.cache / "tuning.sqlite"
-    tuner = CpuTuner(target.cpu, config.thread_count, config.tune.value, Database(path))
-    return _Context(config, target, tuner, folder, progress)
+    tuner = Tuner(target, config.thread_count, config.tune.value, Database(path), config.tf32)
+    return _Context(config, target, find_machine(target, config.thread_count), tuner, folder, progress)
 
 
 def _decide(program: Program, candidates: Mapping[str, Candidate], workload: Workload, context: _Context) -> _Outcome:
     """Kernels for all candidates, then the choice: measured where the target is this machine, predicted elsewhere."""
-    if not candidates or (context.target.host and not workload.feeds):
+    if not candidates or not workload.feeds:
         why = f"the model could not be run to measure it: {workload.failure}"
         return _Outcome({}, (), {name: _dense(c.layer, why) for name, c in candidates.items()}, ())
-    kernels, schedules = _make_kernels(candidates, workload, context)
+    tuned = _make_kernels(candidates, workload, context)
     ops = {
-        name: SparseOp(candidate.matrix, kernels[name].name, context.config.thread_count)
+        name: SparseOp(candidate.matrix, tuned[name].kernel.name, context.config.thread_count)
         for name, candidate in candidates.items()
     }
-    if not context.target.host:
-        words = f"predicted, not measured: {context.target} is not this machine"
-        decisions = {name: sparse_decision(c, words, (), schedules[name]) for name, c in candidates.items()}
-        return _Outcome(ops, _distinct(kernels.values()), decisions, ())
+    if context.machine is not None:
+        decisions, timings = _measure(program, candidates, ops, tuned, workload, context, context.machine)
+    else:
+        decisions, timings = _predict(candidates, tuned, workload, context), ()
+    stay = [name for name in candidates if decisions[name].choice == "sparse"]
+    kernels = _distinct(tuned[name].kernel for name in stay)
+    return _Outcome({name: ops[name] for name in stay}, kernels, decisions, timings)
+
+
+def _predict(
+    candidates: Mapping[str, Candidate], tuned: Mapping[str, Tuned], workload: Workload, context: _Context
+) -> dict[str, Decision]:
+    """For machines that are elsewhere: by a cost model for GPUs; CPUs have none, and get what was asked for."""
+    decisions = {}
+    for name, candidate in candidates.items():
+        timings = predicted_timings(tuned[name], candidate, workload)
+        faster, reason = choose(timings) if timings else (True, f"{context.target} is not this machine")
+        reason = f"predicted, not measured: {reason}"
+        if faster:
+            decisions[name] = sparse_decision(candidate, reason, timings, _words(tuned[name]))
+        else:
+            decisions[name] = dataclasses.replace(_dense(candidate.layer, reason), timings=timings)
+    return decisions
+
+
+def _measure(
+    program: Program,
+    candidates: Mapping[str, Candidate],
+    ops: Mapping[str, SparseOp],
+    tuned: Mapping[str, Tuned],
+    workload: Workload,
+    context: _Context,
+    machine: Machine,
+) -> tuple[dict[str, Decision], tuple[Timing, ...]]:
+    """Each layer by itself, then the whole model, inside ONNX Runtime."""
     library = context.folder / "candidates.so"
-    build_library(_distinct(kernels.values()), library, context.target.cpu.requires)
-    bench = Bench(library, context.folder, context.config.thread_count, context.target, context.tuner.database)
+    build_library(_distinct(one.kernel for one in tuned.values()), library, context.target.cpu.requires)
+    threads, database = context.config.thread_count, context.tuner.database
+    bench = Bench(library, context.folder, machine, threads, context.target, database)
 
     # Each layer by itself.
     decisions, gains = {}, {}
@@ -210,7 +245,7 @@ def _decide(program: Program, candidates: Mapping[str, Candidate], workload: Wor
         timings = compare_layer(program, candidate, ops[name], workload, bench)
         faster, reason = choose(timings)
         if faster:
-            decisions[name] = sparse_decision(candidate, reason, timings, schedules[name])
+            decisions[name] = sparse_decision(candidate, reason, timings, _words(tuned[name]))
             gains[name] = sum(timing.dense_us - timing.sparse_us for timing in timings)
         else:
             decisions[name] = dataclasses.replace(_dense(candidate.layer, reason), timings=timings)
@@ -226,14 +261,11 @@ def _decide(program: Program, candidates: Mapping[str, Candidate], workload: Wor
         decisions[name] = dataclasses.replace(
             _dense(candidates[name].layer, taken_back), timings=decisions[name].timings
         )
-    used = _distinct(kernels[name] for name in candidates if name in stay)
-    return _Outcome({name: ops[name] for name in candidates if name in stay}, used, decisions, model_timings)
+    return decisions, model_timings
 
 
-def _make_kernels(
-    candidates: Mapping[str, Candidate], workload: Workload, context: _Context
-) -> tuple[dict[str, Kernel], dict[str, str]]:
-    """A kernel a candidate, shared by those that pose the same problem; and its schedules in words."""
+def _make_kernels(candidates: Mapping[str, Candidate], workload: Workload, context: _Context) -> dict[str, Tuned]:
+    """A kernel a candidate, shared by those that pose the same problem."""
     problems: dict[str, tuple[Problem, tuple[int, ...]]] = {}
     for name, candidate in candidates.items():
         rows = tuple(dict.fromkeys(workload.rows(name, batch) for batch in workload.batches))
@@ -244,12 +276,11 @@ def _make_kernels(
     for problem, rows in distinct:
         made[problem, rows] = context.tuner.kernel(problem, rows)
         context.progress.advance(problem.key)
-    kernels = {name: made[key][0] for name, key in problems.items()}
-    words = {
-        name: "; ".join(f"{rows} rows: {schedule}" for rows, schedule in made[key][1].items())
-        for name, key in problems.items()
-    }
-    return kernels, words
+    return {name: made[key] for name, key in problems.items()}
+
+
+def _words(tuned: Tuned) -> str:
+    return "; ".join(f"{rows} rows: {schedule}" for rows, schedule in tuned.schedules.items())
 
 
 def _distinct(kernels: Iterable[Kernel]) -> tuple[Kernel, ...]:
@@ -276,23 +307,33 @@ def _verify(
     Raises:
         SparsecError: they differ by more than rounding.
     """
-    if not workload.feeds or not context.target.host:
+    machine = _checker(outcome, context)
+    if not workload.feeds or machine is None:
         return None
     masked = {name: op.matrix.to_dense() for name, op in outcome.ops.items()}
     reference = export(program, {}, {**masked, **dense})
-    session = open_session(session_source(reference, context.folder), context.config.thread_count)
+    session = machine.open(session_source(reference, context.folder))
     feeds = next(iter(workload.feeds.values()))
     expected = run_session(session, feeds)
     del session, reference
     folder = context.folder / "artifact"
-    compiled = open_session(folder / artifact.MODEL, context.config.thread_count, folder / artifact.LIBRARY)
+    compiled = machine.open(folder / artifact.MODEL, folder / artifact.LIBRARY)
     error = max((relative_error(e, a) for e, a in zip(expected, run_session(compiled, feeds), strict=True)), default=0)
-    if error > WRONG and outcome.ops:
+    exact = all(op.matrix.dtype == "float32" for op in outcome.ops.values())
+    if error > (WRONG if exact else WRONG_16_BITS) and outcome.ops:
         raise SparsecError(
             f"the compiled model differs from the dense one with the same weights by {error:.1e} of its largest "
             "output, which rounding does not explain: this is a bug of sparsec, please report it. Nothing was written"
         )
     return Verification(error, len(expected), workload.inputs)
+
+
+def _checker(outcome: _Outcome, context: _Context) -> Machine | None:
+    """Where the artifact's results can be checked: the target itself, else this CPU if it has all kernels."""
+    if context.machine is not None:
+        return context.machine
+    runs_here = context.target.cpu.host and all(op.matrix.dtype == "float32" for op in outcome.ops.values())
+    return Cpu(context.config.thread_count) if runs_here else None
 
 
 def relative_error(expected: Any, actual: Any) -> float:
@@ -315,11 +356,11 @@ def _survey(
 ) -> tuple[SurveyPoint, ...]:
     """The whole model with its dense layers pruned at several sparsities; weights are masked for this only."""
     config = context.config
-    if config.prunes or not config.survey or not workload.feeds or not context.target.host:
+    if config.prunes or not config.survey or not workload.feeds or context.machine is None:
         return ()
     points = []
     for sparsity in SURVEY:
-        plan = make_plan(program, config.model_copy(update={"sparsity": sparsity}))
+        plan = make_plan(program, config.model_copy(update={"sparsity": sparsity}), context.target)
         if plan.candidates.keys() <= kept.keys():
             return ()
         outcome = _decide(program, plan.candidates, workload, context)
@@ -338,7 +379,7 @@ def _dense(layer: Layer, reason: str) -> Decision:
         reason=reason,
         zeros_before=layer.zeros,
         zeros_after=layer.zeros,
-        bytes_dense=layer.weight.nbytes,
+        bytes_dense=layer.nbytes,
     )
 
 
@@ -373,8 +414,10 @@ def _notes(
         notes.append("Weights were pruned by their norms, without data: accuracy was not measured.")
     if candidates and not outcome.ops:
         notes.append("No layer became sparse: the artifact is the model as it came.")
-    if not context.target.host:
-        notes.append(f"{context.target} is not this machine: speed and results were not measured.")
+    if context.machine is None:
+        checked = _checker(outcome, context) is not None
+        results = "results were checked with its kernels for the CPU only" if checked else "no result was checked"
+        notes.append(f"{context.target} is not this machine: no speed was measured, and {results}.")
     return tuple(notes)
 
 
@@ -387,7 +430,7 @@ def _model_bytes(program: Program) -> int:
     return total
 
 
-def _describe(out: Path, report: Report, outcome: _Outcome, config: CompileConfig) -> None:
+def _describe(out: Path, report: Report, outcome: _Outcome, context: _Context) -> None:
     """Write report.json and manifest.json."""
     from importlib.metadata import version
 
@@ -396,8 +439,8 @@ def _describe(out: Path, report: Report, outcome: _Outcome, config: CompileConfi
         "sparsec": version("sparsec"),
         "versions": {name: version(name) for name in packages},
         "target": report.target,
-        "requires": list(parse_target(config.target).cpu.requires),
-        "config": config.model_dump(mode="json", exclude={"cache", "inputs"}),
+        "requires": list(context.target.cpu.requires),
+        "config": context.config.model_dump(mode="json", exclude={"cache", "inputs"}),
         "kernels": [
             {
                 "name": kernel.name,

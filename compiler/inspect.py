@@ -37,6 +37,7 @@ class LayerSummary:
     """One layer.
 
     Attributes:
+        dtype: of the weight.
         shape: (out, in).
         block: the block shape that stores its zeros at least cost, "none" where they are scattered, "" where there
             are too few to look.
@@ -48,6 +49,7 @@ class LayerSummary:
     name: str
     op_type: str
     kind: str
+    dtype: str
     shape: tuple[int, int]
     zeros: float
     block: str
@@ -138,10 +140,13 @@ def _layers(program: Program) -> tuple[LayerSummary, ...]:
 
 def _summary(layer: Layer, plan: Plan, is_last: bool) -> LayerSummary:
     outlook, reason = _outlook(layer, plan, is_last)
+    if layer.dtype != "float32" and not layer.obstacle:
+        reason += f"; {layer.dtype}, so for GPUs only (--target cuda:sm_90)"
     return LayerSummary(
         name=layer.name,
         op_type=layer.op_type,
         kind=layer.kind.value,
+        dtype=layer.dtype,
         shape=(layer.out_features, layer.in_features),
         zeros=layer.zeros,
         block=_block(layer),

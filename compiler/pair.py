@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING, Any
 from ..ir import SparsecError
 from .artifact import LIBRARY, MODEL, REPORT, read_manifest
 from .frontend import read
+from .machine import machine_of
 from .probe import probe
-from .runtime import open_session
 
 if TYPE_CHECKING:
     import onnxruntime
 
     from .config import CompileConfig
     from .driver import Progress
+    from .machine import Machine
     from .probe import Workload
 
 
@@ -29,7 +30,8 @@ class Pair:
     Attributes:
         artifact, model: the folder and the dense model's file.
         report: the artifact's `report.json`.
-        threads: of each session.
+        machine: where both run: a GPU for an artifact that was made for one, where there is one.
+        threads: of each session on a CPU.
         workload: inputs by batch size.
     """
 
@@ -38,6 +40,7 @@ class Pair:
     dense: onnxruntime.InferenceSession
     sparse: onnxruntime.InferenceSession
     report: dict[str, Any]
+    machine: Machine
     threads: int
     workload: Workload
 
@@ -59,14 +62,15 @@ def open_pair(artifact: str | Path, model: str | Path, config: CompileConfig, pr
     if progress is not None:
         progress.start("opening both models", None)
     program = read(model)
+    machine = machine_of(read_manifest(artifact), threads)
     with tempfile.TemporaryDirectory() as folder:
-        workload = probe(program, config, Path(folder))
+        workload = probe(program, config, Path(folder), machine)
     if workload.failure:
         raise SparsecError(f"{model}: {workload.failure}")
-    dense = open_session(model, threads)
-    sparse = open_session(artifact / MODEL, threads, artifact / LIBRARY)
+    dense = machine.open(model)
+    sparse = machine.open(artifact / MODEL, artifact / LIBRARY)
     _check_same_interface(dense, sparse, artifact, model)
-    return Pair(artifact, model, dense, sparse, report, threads, workload)
+    return Pair(artifact, model, dense, sparse, report, machine, threads, workload)
 
 
 def _read_report(path: Path) -> dict[str, Any]:

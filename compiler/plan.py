@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import onnx_ir
     from numpy.typing import NDArray
 
+    from ..codegen.target import Target
     from ..ir import Program
     from .config import CompileConfig
 
@@ -52,8 +53,13 @@ class Plan:
     reasons: dict[str, str]
 
 
-def make_plan(program: Program, config: CompileConfig) -> Plan:
+def make_plan(program: Program, config: CompileConfig, target: Target | None = None) -> Plan:
     """Choose the weights that each layer would have, by the configuration.
+
+    Args:
+        program: what was read.
+        config: what to prune, and how.
+        target: what is compiled for; None for any target that could run a layer.
 
     Raises:
         UsageError: a sparsity was asked for by a name that no layer has.
@@ -63,7 +69,7 @@ def make_plan(program: Program, config: CompileConfig) -> Plan:
     reasons: dict[str, str] = {}
     last = last_layers(program)
     for layer in program.layers:
-        outcome = _consider(layer, config, layer.name in last)
+        outcome = _consider(layer, config, layer.name in last, _obstacle(layer, target))
         if isinstance(outcome, Candidate):
             candidates[layer.name] = outcome
         else:
@@ -80,11 +86,19 @@ def _check_names(program: Program, config: CompileConfig) -> None:
             raise UsageError(f"--sparsity '{glob}=...' names no layer; the model has {known}: see sparsec inspect")
 
 
-def _consider(layer: Layer, config: CompileConfig, is_last: bool) -> Candidate | str:
+def _obstacle(layer: Layer, target: Target | None) -> str:
+    """Why the layer can have no sparse operator on `target`, or ""."""
+    # ONNX Runtime's CPU provider has no 16-bit products that a sparse one could be faster than.
+    if not layer.obstacle and layer.dtype != "float32" and target is not None and not target.cuda:
+        return f"{layer.dtype} weights; their sparse operators need a GPU (--target cuda:sm_90)"
+    return layer.obstacle
+
+
+def _consider(layer: Layer, config: CompileConfig, is_last: bool, obstacle: str) -> Candidate | str:
     sparsity, by_name = config.wanted_sparsity(layer.name)
-    if layer.obstacle:
+    if obstacle:
         zeros = f" ({find_pattern(layer.weight)})" if layer.weight.size and layer.zeros >= LEAST_ZEROS else ""
-        return f"{layer.obstacle}{zeros}"
+        return f"{obstacle}{zeros}"
     if not by_name and layer.weight.size < TINY_WEIGHTS:
         return f"{layer.weight.size:,} weights, below {TINY_WEIGHTS:,}"
     if sparsity is None or layer.zeros >= sparsity > 0:
@@ -94,7 +108,7 @@ def _consider(layer: Layer, config: CompileConfig, is_last: bool) -> Candidate |
     if is_last and not by_name:
         return f"the model's last layer; --sparsity '{layer.name}={sparsity:g}' prunes it too"
     pattern = parse_pattern(config.pattern)
-    return Candidate(layer, pattern.pack(prune_by_norm(layer.weight, pattern, sparsity)), pruned=True)
+    return Candidate(layer, pattern.pack(prune_by_norm(layer.weight, pattern, sparsity), layer.dtype), pruned=True)
 
 
 def _keep(layer: Layer) -> Candidate | str:
@@ -104,7 +118,7 @@ def _keep(layer: Layer) -> Candidate | str:
     found = find_pattern(layer.weight)
     if not found.usable:
         return str(found)
-    return Candidate(layer, found.pattern.pack(layer.weight), pruned=False, found=str(found))
+    return Candidate(layer, found.pattern.pack(layer.weight, layer.dtype), pruned=False, found=str(found))
 
 
 def pruned_weight(layer: Layer, config: CompileConfig) -> NDArray[np.float32] | None:

@@ -11,7 +11,8 @@ import onnx_ir
 
 from ..ir import SparsecError, UsageError
 from .exporter import session_source
-from .runtime import load_feeds, open_session, random_feeds, run_session
+from .machine import Cpu
+from .runtime import load_feeds, random_feeds, run_session
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
     from ..ir import Layer, Program
     from .config import CompileConfig
+    from .machine import Machine
 
     Feeds = dict[str, NDArray[Any]]
 
@@ -55,16 +57,29 @@ class Workload:
         return math.prod(self.shapes[batch][layer])
 
 
-def probe(program: Program, config: CompileConfig, folder: Path) -> Workload:
+def probe(program: Program, config: CompileConfig, folder: Path, machine: Machine | None = None) -> Workload:
     """Run the model once at each batch size, and note the shapes that reach its layers.
+
+    Args:
+        program: what was read.
+        config: batch sizes, dimensions, inputs.
+        folder: scratch space.
+        machine: where it runs; this machine's processor where none is given.
 
     Raises:
         UsageError: a batch size was asked for that the model's fixed one is not; inputs do not fit the model.
         SparsecError: ONNX Runtime cannot load the model.
     """
     layers = [layer for layer in program.layers if not layer.obstacle]
-    session = open_session(session_source(_with_shapes(program, layers), folder), config.thread_count)
     inputs = f"random, seed {config.seed}" if config.inputs is None else str(config.inputs)
+    try:
+        machine = machine or Cpu(config.thread_count)
+        session = machine.open(session_source(_with_shapes(program, layers), folder))
+    except SparsecError as error:
+        # ONNX Runtime's CPU provider has next to no operator in bfloat16: no fault of the model.
+        if any(layer.dtype == "bfloat16" for layer in layers):
+            return Workload({}, {}, inputs, failure=str(error))
+        raise
     feeds: dict[int, Feeds] = {}
     shapes: dict[int, dict[str, tuple[int, ...]]] = {}
     for batch in _batches(session, config):

@@ -28,8 +28,10 @@ _WARM_UP = 0.003
 _BLOCK = 0.012
 
 
-def open_session(source: str | Path | bytes, threads: int, library: Path | None = None) -> onnxruntime.InferenceSession:
-    """A CPU session with all of ONNX Runtime's optimisations on.
+def open_session(
+    source: str | Path | bytes, threads: int, library: Path | None = None, cuda: Mapping[str, str] | None = None
+) -> onnxruntime.InferenceSession:
+    """A session with all of ONNX Runtime's optimisations on: a CPU's or, with options of the CUDA provider, a GPU's.
 
     Raises:
         SparsecError: ONNX Runtime refuses the model; its own words are in the message.
@@ -43,8 +45,9 @@ def open_session(source: str | Path | bytes, threads: int, library: Path | None 
     if library is not None:
         options.register_custom_ops_library(str(library))
     model = str(source) if isinstance(source, Path) else source
+    providers: list[Any] = [] if cuda is None else [("CUDAExecutionProvider", dict(cuda))]
     try:
-        return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(model, options, providers=[*providers, "CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's exceptions share no base class of their own
         raise SparsecError(f"ONNX Runtime {onnxruntime.__version__} cannot load the model: {_words(error)}") from error
 
@@ -162,6 +165,12 @@ _DTYPES: dict[str, Any] = {
 }
 
 
+def numpy_dtype(kind: str) -> np.dtype[Any] | None:
+    """What ONNX Runtime calls "tensor(float)" and the like; None for what numpy does not have."""
+    name = kind.removeprefix("tensor(").removesuffix(")")
+    return np.dtype(_DTYPES[name]) if kind.startswith("tensor(") and name in _DTYPES else None
+
+
 def random_feeds(
     session: onnxruntime.InferenceSession,
     batch: int | None,
@@ -187,13 +196,12 @@ def random_feeds(
         value.shape[0] for value in session.get_inputs() if value.shape and not isinstance(value.shape[0], int)
     }
     for value in session.get_inputs():
-        kind = value.type.removeprefix("tensor(").removesuffix(")")
-        if not value.type.startswith("tensor(") or kind not in _DTYPES:
+        dtype = numpy_dtype(value.type)
+        if dtype is None:
             raise SparsecError(
                 f"input '{value.name}' is a {value.type}, for which sparsec cannot make up data: give inputs (--inputs)"
             )
         shape = _sizes(value.shape, batch, batch_names, dims, other)
-        dtype = np.dtype(_DTYPES[kind])
         feeds[value.name] = _random(rng, shape, dtype, (limits or {}).get(value.name, 2), "mask" in value.name.lower())
     return feeds
 

@@ -7,12 +7,13 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """Dense against sparse at one batch size, timed alternately inside ONNX Runtime.
+    """Dense against sparse at one batch size, timed alternately inside ONNX Runtime, or predicted.
 
     Attributes:
         batch: the model's batch size; `rows` is what the layer sees of it (batch x sequence).
         dense_us, sparse_us: medians in microseconds.
         speedup: the median of dense/sparse over the pairs of runs; `spread` its quartiles (25 %, 75 %).
+        predicted: whether these are a cost model's numbers: nothing was run.
     """
 
     batch: int
@@ -21,6 +22,7 @@ class Timing:
     sparse_us: float
     speedup: float
     spread: tuple[float, float]
+    predicted: bool = False
 
 
 @dataclass(frozen=True, slots=True)

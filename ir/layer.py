@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from .epilogue import Epilogue
 
 if TYPE_CHECKING:
-    import numpy as np
     import onnx_ir
     from numpy.typing import NDArray
 
@@ -30,9 +31,10 @@ class Layer:
         name: the node's name, or its output's where nodes have no names; unique in the program.
         kind: linear, conv or recurrent.
         op_type: the ONNX operator that holds the weight.
-        weight: [out, in] float32; a convolution's is [out, in/groups * kh * kw], a recurrent one's its input weight.
-            For a linear layer all of transA, transB, alpha and the weight's own side are already applied.
-        bias: [out] float32, or None.
+        weight: [out, in] float32, which holds 16-bit weights exactly; a convolution's is [out, in/groups * kh * kw], a
+            recurrent one's its input weight. For a linear layer all of transA, transB, alpha and the weight's own side
+            are already applied.
+        bias: [out] float32, or None; it can be stored as `dtype` without rounding, as the weight can.
         epilogue: what the covered nodes do after the product.
         nodes: the nodes that the operator replaces, first the one with the weight; the last one's output is the
             layer's output.
@@ -41,6 +43,8 @@ class Layer:
         transpose_x: the operator works on X with its last two axes swapped (Gemm's transA, `MatMul(W, X)`).
         transpose_y: its output is swapped back (`MatMul(W, X)`).
         rank: the number of axes of X, where shape inference knows it.
+        dtype: of the weight in the graph, and so of X, Y, bias and residual: "float32", "float16" or "bfloat16". Any
+            other is an obstacle.
         obstacle: why no sparse operator can take the layer's place whatever the speed ("a convolution; no sparse
             operator yet"), or "" where one can.
     """
@@ -57,6 +61,7 @@ class Layer:
     transpose_x: bool = False
     transpose_y: bool = False
     rank: int | None = None
+    dtype: str = "float32"
     obstacle: str = ""
 
     @property
@@ -68,6 +73,11 @@ class Layer:
     def in_features(self) -> int:
         """Columns of the weight."""
         return int(self.weight.shape[1])
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the weight in the graph."""
+        return self.weight.size * np.dtype(self.dtype).itemsize
 
     @property
     def zeros(self) -> float:

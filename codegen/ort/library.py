@@ -1,10 +1,12 @@
 """Kernels to `libsparsec_ops.so`, the custom-op library that ONNX Runtime loads: it needs nothing else at run time.
 
     kernels ─▶ table.c (names, sizes, variants) ┐
-    variants' object files ─────────────────────┼─ C compiler ─▶ one shared library, exporting RegisterCustomOps
+    CPU variants' object files ─────────────────┤
+    CUDA variants' images ─▶ images.s ──────────┼─ C compiler ─▶ one shared library, exporting RegisterCustomOps
     the operator's C files in this folder ──────┘
 
-It is linked once and runs with any ONNX Runtime from 1.17 on.
+It is linked once and runs with any ONNX Runtime from 1.17 on, on GPUs from 1.18 on. It finds NVIDIA's driver when a
+session with the CUDA provider creates its first node, and needs none before.
 """
 
 from __future__ import annotations
@@ -15,20 +17,23 @@ import shlex
 import shutil
 import subprocess
 import tempfile
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...ir.errors import SparsecError
-from ..kernel import ANY_ROWS
+from ..kernel import ANY_ROWS, CUDA_ARGUMENTS
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
-    from ..kernel import CpuVariant, Kernel
+    from ..kernel import CpuVariant, CudaVariant, Kernel, Launch
 
 LIBRARY_NAME = "libsparsec_ops.so"
 
-_SOURCES = ("sparse_linear.c", "node.c", "compute.c", "tensor.c", "tvm_runtime.c")
+_SOURCES = (
+    "sparse_linear.c", "node.c", "cpu_node.c", "cuda_node.c", "cuda_driver.c", "tensor.c", "tvm_runtime.c",
+)  # fmt: skip
 
 # No path, time or random number may reach the file, so that equal kernels give equal bytes: hence -s and no build id.
 _FLAGS = (
@@ -36,8 +41,18 @@ _FLAGS = (
     "-Wl,--version-script=exports.map", "-Wl,--build-id=none", "-Wl,--no-undefined", "-Wl,--as-needed",
 )  # fmt: skip
 
+# dlopen is there in glibc before 2.34. Linkers for later ones would leave the file out: see cuda_driver.c.
+_LIBRARIES = ("-lm", "-Wl,--no-as-needed", "-l:libdl.so.2", "-Wl,--as-needed")
+
 # TVM's objects export their own symbols; hiding them lets several libraries live in one process.
 _EXPORTS = "{ global: RegisterCustomOps; local: *; };\n"
+
+# As in `sparse_linear.h`.
+_TYPES = {"float32": "ORT_TENSOR_FLOAT", "float16": "ORT_TENSOR_FLOAT16", "bfloat16": "ORT_TENSOR_BFLOAT16"}
+_MAX_LAUNCHES = 4
+
+# Machine code or PTX, compute capability without its dot, "a" where the code is for that one alone.
+_ARCH = r"(sm|compute)_(\d{2,3})(a?)"
 
 _INSTALL = "apt install gcc libc6-dev on Debian or Ubuntu, dnf install gcc on Fedora, xcode-select --install on macOS"
 
@@ -48,7 +63,8 @@ def build_library(kernels: Sequence[Kernel], out: Path, requires: Sequence[str] 
     A library that a running process has loaded may be replaced: `out` becomes a new file, the old one stays intact.
 
     Args:
-        kernels: their names must differ; variants of the same symbol must have the same code.
+        kernels: their names must differ; variants of the same symbol must have the same code; either all have variants
+            for GPUs or none has.
         out: the file to write; its folder must exist.
         requires: x86 instruction sets that the code uses, such as "avx512f"; registering the library on a processor
             without them is an error of one sentence, not a crash.
@@ -58,17 +74,21 @@ def build_library(kernels: Sequence[Kernel], out: Path, requires: Sequence[str] 
         ValueError: the kernels contradict each other or their own description.
     """
     compiler = find_compiler()
-    objects = _objects(kernels)
+    objects, images = _code(kernels)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as name:
         folder = Path(name)
-        (folder / "table.c").write_text(_table(kernels, requires), encoding="utf-8")
+        numbers = {symbol: i for i, symbol in enumerate(images)}
+        (folder / "table.c").write_text(_table(kernels, objects, numbers, requires), encoding="utf-8")
         (folder / "exports.map").write_text(_EXPORTS, encoding="utf-8")
         for i, code in enumerate(objects.values()):
             (folder / f"{i}.o").write_bytes(code)
+        for i, image in enumerate(images.values()):
+            (folder / f"{i}.image").write_bytes(image)
+        (folder / "images.s").write_text(_assembly(len(images)), encoding="utf-8")
         here = Path(__file__).resolve().parent
         sources = [str(here / source) for source in _SOURCES]
-        inputs = [*sources, "table.c", *(f"{i}.o" for i in range(len(objects)))]
-        _run([*compiler, *_FLAGS, f"-I{here}", *inputs, "-lm", "-o", LIBRARY_NAME], folder)
+        inputs = [*sources, "table.c", "images.s", *(f"{i}.o" for i in range(len(objects)))]
+        _run([*compiler, *_FLAGS, f"-I{here}", *inputs, *_LIBRARIES, "-o", LIBRARY_NAME], folder)
         (folder / LIBRARY_NAME).replace(out)
 
 
@@ -115,17 +135,22 @@ def _run(command: list[str], folder: Path) -> None:
         )
 
 
-def _objects(kernels: Sequence[Kernel]) -> dict[str, bytes]:
-    """The object file of each symbol, once, in the order of first use."""
+def _code(kernels: Sequence[Kernel]) -> tuple[dict[str, bytes], dict[str, bytes]]:
+    """The object file of each CPU variant's symbol and the image of each CUDA variant's, in the order of first use."""
     objects: dict[str, bytes] = {}
+    images: dict[str, bytes] = {}
     for kernel in kernels:
         _check(kernel)
-        for variant in kernel.cpu:
-            if objects.setdefault(variant.symbol, variant.code) != variant.code:
-                raise ValueError(f"kernel '{kernel.name}': symbol '{variant.symbol}' stands for two different codes")
+        code = [(objects, variant.symbol, variant.code) for variant in kernel.cpu]
+        code += [(images, variant.symbol, variant.image) for variant in kernel.cuda]
+        for found, symbol, content in code:
+            if found.setdefault(symbol, content) != content:
+                raise ValueError(f"kernel '{kernel.name}': symbol '{symbol}' stands for two different codes")
     if len({kernel.name for kernel in kernels}) < len(kernels):
         raise ValueError("two kernels have the same name")
-    return objects
+    if len({bool(kernel.cuda) for kernel in kernels}) > 1:
+        raise ValueError("some kernels have variants for GPUs and some have none")
+    return objects, images
 
 
 def _check(kernel: Kernel) -> None:
@@ -133,25 +158,80 @@ def _check(kernel: Kernel) -> None:
     rows, cols = kernel.block
     if not (1 <= rows <= kernel.out_features and 1 <= cols <= kernel.in_features and kernel.panel >= 1):
         raise ValueError(f"kernel '{kernel.name}': blocks of {rows}x{cols} do not fit its weight")
-    limits = [variant.max_rows for variant in kernel.cpu]
-    if not limits or limits != sorted(set(limits)) or limits[-1] != ANY_ROWS:
-        raise ValueError(f"kernel '{kernel.name}': max_rows must rise from variant to variant and end with ANY_ROWS")
+    if kernel.dtype not in _TYPES:
+        raise ValueError(f"kernel '{kernel.name}': dtype '{kernel.dtype}', expected one of {', '.join(_TYPES)}")
+    if not kernel.cpu and (kernel.dtype == "float32" or not kernel.cuda):
+        raise ValueError(f"kernel '{kernel.name}' has no variants for CPUs")
+    _check_limits(kernel, kernel.cpu)
     for variant in kernel.cpu:
         if min(variant.row_grain, variant.parts_per_thread) < 1 or variant.workspace < 0:
             raise ValueError(f"kernel '{kernel.name}': variant '{variant.symbol}' has an impossible size")
         if not re.fullmatch(r"[A-Za-z_]\w*", variant.symbol, re.ASCII):
             raise ValueError(f"kernel '{kernel.name}': '{variant.symbol}' is not a C identifier")
+    architectures = [(arch, tuple(group)) for arch, group in groupby(kernel.cuda, lambda variant: variant.arch)]
+    if len({arch for arch, _ in architectures}) < len(architectures):
+        raise ValueError(f"kernel '{kernel.name}': the variants of an architecture must stand together")
+    for arch, group in architectures:
+        if not re.fullmatch(_ARCH, arch):
+            raise ValueError(f"kernel '{kernel.name}': '{arch}' is no architecture such as sm_80, sm_90a or compute_90")
+        _check_limits(kernel, group)
+        for gpu_variant in group:
+            _check_launches(kernel, gpu_variant)
 
 
-def _table(kernels: Sequence[Kernel], requires: Sequence[str]) -> str:
-    """`table.c`: what `sparse_linear.h` declares and each library has its own of."""
-    symbols = dict.fromkeys(variant.symbol for kernel in kernels for variant in kernel.cpu)
+def _check_limits(kernel: Kernel, variants: Sequence[CpuVariant | CudaVariant]) -> None:
+    limits = [variant.max_rows for variant in variants]
+    if limits and (limits != sorted(set(limits)) or limits[-1] != ANY_ROWS):
+        raise ValueError(f"kernel '{kernel.name}': max_rows must rise from variant to variant and end with ANY_ROWS")
+
+
+def _check_launches(kernel: Kernel, variant: CudaVariant) -> None:
+    where = f"kernel '{kernel.name}': variant '{variant.symbol}'"
+    if not 1 <= len(variant.launches) <= _MAX_LAUNCHES:
+        raise ValueError(f"{where} has {len(variant.launches)} launches, expected 1 to {_MAX_LAUNCHES}")
+    if variant.workspace < 0:
+        raise ValueError(f"{where} has an impossible size")
+    for launch in variant.launches:
+        sizes = (launch.units, launch.tile_rows, launch.threads)
+        if min(sizes) < 1 or max(sizes) >= 2**31 or not 0 <= launch.shared_bytes < 2**31 or launch.blocks_per_sm < 0:
+            raise ValueError(f"{where}: launch '{launch.entry}' has an impossible size")
+        if not set(launch.arguments) <= set(CUDA_ARGUMENTS) or len(set(launch.arguments)) < len(launch.arguments):
+            raise ValueError(f"{where}: launch '{launch.entry}' has an unknown argument, or one twice")
+
+
+def _assembly(images: int) -> str:
+    """`images.s`: the images as they are; as C arrays they would take the compiler a second a megabyte."""
+    # The note says that the code needs no executable stack.
+    lines = ['.section .note.GNU-stack,"",%progbits', '.section .rodata.images,"a",%progbits']
+    for i in range(images):
+        symbol = f"sparsec_image_{i}"
+        lines += ["", ".balign 64", f".globl {symbol}", f".hidden {symbol}", f"{symbol}:", f'.incbin "{i}.image"']
+    return "\n".join([*lines, ""])
+
+
+def _table(
+    kernels: Sequence[Kernel], symbols: Iterable[str], images: Mapping[str, int], requires: Sequence[str]
+) -> str:
+    """`table.c`: what `sparse_linear.h` declares and each library has its own of.
+
+    Args:
+        kernels: in the table's order.
+        symbols: of the CPU variants.
+        images: number of the image of each symbol of the CUDA variants.
+        requires: as for `build_library`.
+    """
     lines = ['#include "sparse_linear.h"', ""]
     lines += [f"extern TvmFunction __tvm_ffi_{symbol};" for symbol in symbols]
+    lines += [f"HIDDEN extern const char sparsec_image_{i}[];" for i in images.values()]
     for i, kernel in enumerate(kernels):
-        lines += ["", f"static const Variant variants_{i}[] = {{"]
-        lines += [f"    {_variant_row(variant)}," for variant in kernel.cpu]
-        lines += ["};"]
+        if kernel.cpu:
+            lines += ["", f"static const CpuVariant cpu_{i}[] = {{"]
+            lines += [f"    {_cpu_row(variant)}," for variant in kernel.cpu]
+            lines += ["};"]
+        if kernel.cuda:
+            lines += ["", f"static const CudaVariant cuda_{i}[] = {{"]
+            lines += [f"    {_cuda_row(variant, images[variant.symbol])}," for variant in kernel.cuda]
+            lines += ["    {0},", "};"]
     lines += ["", "const Kernel sparsec_kernels[] = {"]
     lines += [f"    {_kernel_row(kernel, i)}," for i, kernel in enumerate(kernels)]
     lines += ["    {0},", "};", "", "const char *sparsec_missing_instructions(void) {"]
@@ -164,17 +244,39 @@ def _table(kernels: Sequence[Kernel], requires: Sequence[str]) -> str:
     return "\n".join(lines)
 
 
-def _variant_row(variant: CpuVariant) -> str:
-    limit = "INT64_MAX" if variant.max_rows == ANY_ROWS else str(variant.max_rows)
+def _rows(limit: int) -> str:
+    return "INT64_MAX" if limit == ANY_ROWS else str(limit)
+
+
+def _cpu_row(variant: CpuVariant) -> str:
     sizes = f"{variant.row_grain}, {variant.workspace}, {variant.parts_per_thread}"
-    return f"{{__tvm_ffi_{variant.symbol}, {limit}, {sizes}}}"
+    return f"{{__tvm_ffi_{variant.symbol}, {_rows(variant.max_rows)}, {sizes}}}"
+
+
+def _cuda_row(variant: CudaVariant, image: int) -> str:
+    match = re.fullmatch(_ARCH, variant.arch)
+    assert match is not None, "the kernel was checked"
+    kind, capability, exact = match.groups()
+    flags = f"{capability}, {int(bool(exact))}, {int(kind == 'compute')}"
+    sizes = f"{_rows(variant.max_rows)}, {variant.workspace}"
+    launches = ", ".join(_launch_row(launch) for launch in variant.launches)
+    code = f"sparsec_image_{image}, {len(variant.launches)}, {{{launches}}}"
+    return f"{{{_c_string(variant.arch)}, {flags}, {sizes}, {code}}}"
+
+
+def _launch_row(launch: Launch) -> str:
+    # A C array cannot be initialised with nothing.
+    arguments = ", ".join(f"CUDA_{name.upper()}" for name in launch.arguments) or "0"
+    sizes = f"{launch.units}, {launch.tile_rows}, {launch.threads}, {launch.shared_bytes}, {launch.blocks_per_sm}"
+    return f"{{{_c_string(launch.entry)}, {len(launch.arguments)}, {{{arguments}}}, {sizes}}}"
 
 
 def _kernel_row(kernel: Kernel, index: int) -> str:
     rows, cols = kernel.block
-    sizes = f"{kernel.in_features}, {kernel.out_features}, {rows}, {cols}, {kernel.panel}"
+    sizes = f"{kernel.in_features}, {kernel.out_features}, {rows}, {cols}, {kernel.panel}, {_TYPES[kernel.dtype]}"
     epilogue = f"{int(kernel.epilogue.bias)}, {int(kernel.epilogue.residual)}"
-    return f"{{{_c_string(kernel.name)}, {sizes}, {epilogue}, variants_{index}}}"
+    variants = f"{f'cpu_{index}' if kernel.cpu else 'NULL'}, {f'cuda_{index}' if kernel.cuda else 'NULL'}"
+    return f"{{{_c_string(kernel.name)}, {sizes}, {epilogue}, {variants}}}"
 
 
 def _c_string(text: str) -> str:

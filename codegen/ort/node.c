@@ -1,18 +1,13 @@
-/* Creating a node: everything that can be checked once is checked here, so that a run only multiplies. */
+/* What every provider's node checks: all that can be, once, when it is created, so that a run only multiplies. */
 #include "sparse_linear.h"
 
 #include <inttypes.h>
 #include <stdarg.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
 /* Threads that a node may ask for; more than any machine has, few enough that no product of it overflows. */
 #define MAX_THREADS 4096
-
-/* What a panel costs beside its multiply-adds, in inputs of one block: about 2 for the bias and the stores, and up to
- * 20 with the dearest activations. The shares of a run differ little for any value in between. */
-#define PANEL_COST 8
 
 #define DAMAGED "the model is damaged: compile it again"
 
@@ -42,7 +37,9 @@ static OrtStatus *read_info(const Node *node, size_t input, const OrtTensorTypeA
     return api->GetDimensions(info, tensor->shape.dims, tensor->shape.rank);
 }
 
-OrtStatus *node_read(const Node *node, size_t input, const OrtValue *value, Tensor *tensor) {
+/* Describes input number `input`; an error where it is missing, has another type or too many dimensions. */
+static OrtStatus *read_tensor(const Node *node, size_t input, const OrtValue *value, OrtTensorType type,
+                              Tensor *tensor) {
     const OrtApi *api = node->api;
     if (!value)
         return node_error(node, ORT_INVALID_ARGUMENT, "%s is missing", input_names[input]);
@@ -52,6 +49,9 @@ OrtStatus *node_read(const Node *node, size_t input, const OrtValue *value, Tens
     api->ReleaseTensorTypeAndShapeInfo(info);
     if (status)
         return status;
+    if (tensor->type != type)
+        return node_error(node, ORT_INVALID_GRAPH, "%s is %s, expected %s of kernel '%s'", input_names[input],
+                          type_name(tensor->type), type_name(type), node->kernel->name);
     /* "Mutable" is the API's only accessor; what is behind a const value is only read. */
     return api->GetTensorMutableData((OrtValue *)value, &tensor->data);
 }
@@ -75,17 +75,13 @@ static OrtStatus *read_constant(const Node *node, const OrtKernelInfo *info, siz
     if (!constant)
         return node_error(node, ORT_INVALID_GRAPH,
                           "%s is computed or fed, expected an initializer of the node's own graph", input_names[input]);
-    TRY(node_read(node, input, value, tensor));
-    if (tensor->type != type)
-        return node_error(node, ORT_INVALID_GRAPH, "%s has element type %d, expected %d (%s)", input_names[input],
-                          (int)tensor->type, (int)type, type == ORT_TENSOR_FLOAT ? "float32" : "int32");
-    return NULL;
+    return read_tensor(node, input, value, type, tensor);
 }
 
 /* ---- Finding the kernel ---- */
 
-static OrtStatus *find_kernel(Node *node, const OrtKernelInfo *info) {
-    const OrtApi *api = node->api;
+OrtStatus *node_find(Node *node, const OrtApi *api, const OrtKernelInfo *info) {
+    node->api = api;
     char name[sizeof node->name];
     size_t size = sizeof node->name;
     OrtStatus *status = api->KernelInfo_GetNodeName(info, node->name, &size);
@@ -148,9 +144,9 @@ static OrtStatus *check_attributes(Node *node, const OrtKernelInfo *info) {
 
 /* ---- Checking the weight ---- */
 
-static OrtStatus *check_indptr(const Node *node, int64_t count, int64_t blocks) {
+static OrtStatus *check_indptr(const Node *node, int64_t count) {
     const int32_t *indptr = node->indptr;
-    int64_t block_rows = ceil_div(node->kernel->out_features, node->kernel->block_rows);
+    int64_t block_rows = node->block_rows;
     if (count != block_rows + 1)
         return node_error(node, ORT_INVALID_GRAPH, "indptr has %" PRId64 " elements, expected %" PRId64 "; " DAMAGED,
                           count, block_rows + 1);
@@ -162,16 +158,16 @@ static OrtStatus *check_indptr(const Node *node, int64_t count, int64_t blocks) 
                               "indptr[%" PRId64 "] is %" PRId32 ", expected at least %" PRId32
                               " as before it; " DAMAGED,
                               i + 1, indptr[i + 1], indptr[i]);
-    if (indptr[block_rows] != blocks)
+    if (indptr[block_rows] != node->blocks)
         return node_error(node, ORT_INVALID_GRAPH,
                           "indptr ends at %" PRId32 ", expected %" PRId64 ", the number of indices; " DAMAGED,
-                          indptr[block_rows], blocks);
+                          indptr[block_rows], node->blocks);
     return NULL;
 }
 
-static OrtStatus *check_indices(const Node *node, int64_t blocks) {
+static OrtStatus *check_indices(const Node *node) {
     int64_t last = node->kernel->in_features - node->kernel->block_cols;
-    for (int64_t i = 0; i < blocks; i++)
+    for (int64_t i = 0; i < node->blocks; i++)
         if (node->indices[i] < 0 || node->indices[i] > last)
             return node_error(node, ORT_INVALID_GRAPH,
                               "indices[%" PRId64 "] is %" PRId32 ", expected 0 to %" PRId64 "; " DAMAGED, i,
@@ -182,23 +178,24 @@ static OrtStatus *check_indices(const Node *node, int64_t blocks) {
 static OrtStatus *check_weight(Node *node, const OrtKernelInfo *info) {
     const Kernel *kernel = node->kernel;
     Tensor values, indices, indptr;
-    TRY(read_constant(node, info, INPUT_VALUES, ORT_TENSOR_FLOAT, &values));
+    TRY(read_constant(node, info, INPUT_VALUES, kernel->type, &values));
     TRY(read_constant(node, info, INPUT_INDICES, ORT_TENSOR_INT32, &indices));
     TRY(read_constant(node, info, INPUT_INDPTR, ORT_TENSOR_INT32, &indptr));
     node->values = values.data;
     node->indices = indices.data;
     node->indptr = indptr.data;
+    node->block_rows = ceil_div(kernel->out_features, kernel->block_rows);
+    node->blocks = shape_count(&indices.shape, indices.shape.rank);
     node->multiply_adds = shape_count(&values.shape, values.shape.rank);
 
-    int64_t blocks = shape_count(&indices.shape, indices.shape.rank);
     int64_t block = ceil_div(kernel->block_rows, kernel->panel) * kernel->panel * kernel->block_cols;
     /* Divided, not multiplied: a product of sizes from the model could overflow. */
-    if (node->multiply_adds % block || node->multiply_adds / block != blocks)
+    if (node->multiply_adds % block || node->multiply_adds / block != node->blocks)
         return node_error(node, ORT_INVALID_GRAPH,
                           "values has %" PRId64 " elements, expected %" PRId64 " blocks of %" PRId64 "; " DAMAGED,
-                          node->multiply_adds, blocks, block);
-    TRY(check_indptr(node, shape_count(&indptr.shape, indptr.shape.rank), blocks));
-    return check_indices(node, blocks);
+                          node->multiply_adds, node->blocks, block);
+    TRY(check_indptr(node, shape_count(&indptr.shape, indptr.shape.rank)));
+    return check_indices(node);
 }
 
 /* ---- Checking the epilogue ---- */
@@ -222,7 +219,7 @@ static OrtStatus *check_epilogue(Node *node, const OrtKernelInfo *info) {
     int64_t count = 0;
     TRY(is_given(node, info, INPUT_BIAS, &given));
     if (given) {
-        TRY(read_constant(node, info, INPUT_BIAS, ORT_TENSOR_FLOAT, &bias));
+        TRY(read_constant(node, info, INPUT_BIAS, kernel->type, &bias));
         count = shape_count(&bias.shape, bias.shape.rank);
     }
     /* An empty bias stands for none, too. */
@@ -234,68 +231,64 @@ static OrtStatus *check_epilogue(Node *node, const OrtKernelInfo *info) {
     return NULL;
 }
 
-/* ---- Preparing to run ---- */
-
-static OrtStatus *plan_work(Node *node) {
-    const Kernel *kernel = node->kernel;
-    int64_t per_row = ceil_div(kernel->block_rows, kernel->panel);
-    int64_t block_rows = ceil_div(kernel->out_features, kernel->block_rows);
-    int64_t last_outputs = kernel->out_features - (block_rows - 1) * kernel->block_rows;
-    node->panels = (block_rows - 1) * per_row + ceil_div(last_outputs, kernel->panel);
-    node->work = malloc((size_t)(node->panels + 1) * sizeof *node->work);
-    if (!node->work)
-        return node_error(node, ORT_FAIL, "out of memory for %" PRId64 " panels", node->panels);
-    node->work[0] = 0;
-    for (int64_t panel = 0; panel < node->panels; panel++) {
-        const int32_t *row = node->indptr + panel / per_row;
-        int64_t inputs = (row[1] - row[0]) * kernel->block_cols;
-        node->work[panel + 1] = node->work[panel] + inputs + PANEL_COST;
-    }
-    return NULL;
-}
-
-static void prepare_pool(Node *node) {
-    int64_t largest = 0;
-    for (const Variant *variant = node->kernel->variants;; variant++) {
-        if (variant->workspace > largest)
-            largest = variant->workspace;
-        if (variant->max_rows == INT64_MAX)
-            break;
-    }
-    /* aligned_alloc wants a multiple of the alignment. */
-    node->pool.bytes = (size_t)ceil_div(largest * (int64_t)sizeof(float), 64) * 64;
-}
-
-static OrtStatus *prepare(Node *node, const OrtKernelInfo *info) {
-    TRY(find_kernel(node, info));
+OrtStatus *node_check(Node *node, const OrtKernelInfo *info) {
     TRY(check_attributes(node, info));
     TRY(check_weight(node, info));
-    TRY(check_epilogue(node, info));
-    prepare_pool(node);
-    return plan_work(node);
+    return check_epilogue(node, info);
 }
 
-OrtStatus *node_create(const OrtCustomOp *op, const OrtApi *api, const OrtKernelInfo *info, void **result) {
-    (void)op;
-    Node *node = calloc(1, sizeof *node);
-    if (!node)
-        return api->CreateStatus(ORT_FAIL, "SparseLinear: out of memory");
-    node->api = api;
-    for (size_t i = 0; i < POOL_SLOTS; i++)
-        atomic_init(&node->pool.slots[i], NULL);
-    OrtStatus *status = prepare(node, info);
-    if (status) {
-        node_destroy(node);
-        return status;
+/* ---- Beginning a run ---- */
+
+/* "[2, 3, 1024]"; cut off where `text` ends. */
+static const char *print_shape(const Shape *shape, char text[96]) {
+    size_t used = 0, size = 96;
+    for (size_t i = 0; i < shape->rank && used < size; i++)
+        used += (size_t)snprintf(text + used, size - used, "%s%" PRId64, i ? ", " : "[", shape->dims[i]);
+    if (used < size)
+        snprintf(text + used, size - used, shape->rank ? "]" : "[]");
+    return text;
+}
+
+static OrtStatus *read_x(const Node *node, const OrtKernelContext *context, Run *run) {
+    const Kernel *kernel = node->kernel;
+    const OrtValue *value = NULL;
+    TRY(node->api->KernelContext_GetInput(context, INPUT_X, &value));
+    TRY(read_tensor(node, INPUT_X, value, kernel->type, &run->x));
+    const Shape *shape = &run->x.shape;
+    if (shape->rank < 1 || shape->dims[shape->rank - 1] != kernel->in_features) {
+        char text[96];
+        return node_error(node, ORT_INVALID_ARGUMENT, "X has shape %s, expected [..., %" PRId64 "]",
+                          print_shape(shape, text), kernel->in_features);
     }
-    *result = node;
+    run->rows = shape_count(shape, shape->rank - 1);
+    run->product = *shape;
+    run->product.dims[shape->rank - 1] = kernel->out_features;
     return NULL;
 }
 
-void node_destroy(void *data) {
-    Node *node = data;
-    for (size_t i = 0; i < POOL_SLOTS; i++)
-        free(atomic_load(&node->pool.slots[i]));
-    free(node->work);
-    free(node);
+static OrtStatus *read_residual(const Node *node, const OrtKernelContext *context, Run *run) {
+    const Shape *product = &run->product, *residual = &run->residual.shape;
+    TRY(node->api->KernelContext_GetInput(context, INPUT_RESIDUAL, &run->residual_value));
+    TRY(read_tensor(node, INPUT_RESIDUAL, run->residual_value, node->kernel->type, &run->residual));
+    if (!shape_broadcast(product, residual, &run->sum)) {
+        char left[96], right[96];
+        return node_error(node, ORT_INVALID_ARGUMENT,
+                          "residual has shape %s, expected one that broadcasts with the product's %s",
+                          print_shape(residual, left), print_shape(product, right));
+    }
+    /* Of equal size and broadcastable: the elements of all three lie in the same order. */
+    int64_t size = shape_count(&run->sum, run->sum.rank);
+    run->broadcasts = shape_count(product, product->rank) != size || shape_count(residual, residual->rank) != size;
+    return NULL;
+}
+
+OrtStatus *node_begin(const Node *node, OrtKernelContext *context, Run *run) {
+    TRY(read_x(node, context, run));
+    run->sum = run->product;
+    run->residual.data = NULL;
+    run->broadcasts = false;
+    if (node->kernel->has_residual)
+        TRY(read_residual(node, context, run));
+    TRY(node->api->KernelContext_GetOutput(context, 0, run->sum.dims, run->sum.rank, &run->y_value));
+    return node->api->GetTensorMutableData(run->y_value, &run->y);
 }

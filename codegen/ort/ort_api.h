@@ -25,11 +25,20 @@ typedef struct OrtSessionOptions OrtSessionOptions;
 typedef struct OrtShapeInferContext OrtShapeInferContext;
 typedef struct OrtTensorTypeAndShapeInfo OrtTensorTypeAndShapeInfo;
 typedef struct OrtCustomOp OrtCustomOp;
+typedef struct OrtAllocator OrtAllocator;
+typedef struct OrtMemoryInfo OrtMemoryInfo;
+typedef struct OrtOp OrtOp;
 
 typedef enum { ORT_FAIL = 1, ORT_INVALID_ARGUMENT = 2, ORT_NOT_IMPLEMENTED = 9, ORT_INVALID_GRAPH = 10 } OrtErrorCode;
-typedef enum { ORT_TENSOR_UNDEFINED = 0, ORT_TENSOR_FLOAT = 1, ORT_TENSOR_INT32 = 6 } OrtTensorType;
+typedef enum {
+    ORT_TENSOR_UNDEFINED = 0,
+    ORT_TENSOR_FLOAT = 1,
+    ORT_TENSOR_INT32 = 6,
+    ORT_TENSOR_FLOAT16 = 10,
+    ORT_TENSOR_BFLOAT16 = 16
+} OrtTensorType;
 typedef enum { ORT_ARGUMENT_REQUIRED = 0, ORT_ARGUMENT_OPTIONAL = 1 } OrtArgumentKind;
-typedef enum { ORT_MEMORY_DEFAULT = 0 } OrtMemoryType;
+typedef enum { ORT_MEMORY_CPU_INPUT = -2, ORT_MEMORY_DEFAULT = 0 } OrtMemoryType;
 typedef enum { ORT_ATTRIBUTE_INT = 1 } OrtAttributeType;
 
 #define GAP(first, last) void *gap_##first[(last) - (first) + 1]
@@ -40,7 +49,11 @@ typedef struct OrtApi {
     OrtStatus *(*CreateCustomOpDomain)(const char *name, OrtCustomOpDomain **domain);
     OrtStatus *(*CustomOpDomain_Add)(OrtCustomOpDomain *domain, const OrtCustomOp *op);
     OrtStatus *(*AddCustomOpDomain)(OrtSessionOptions *options, OrtCustomOpDomain *domain);
-    GAP(29, 50);
+    GAP(29, 48);
+    OrtStatus *(*CreateTensorWithDataAsOrtValue)(const OrtMemoryInfo *info, void *data, size_t bytes,
+                                                 const int64_t *dims, size_t count, OrtTensorType type,
+                                                 OrtValue **value);
+    GAP(50, 50);
     OrtStatus *(*GetTensorMutableData)(OrtValue *value, void **data);
     GAP(52, 56);
     OrtStatus *(*CreateTensorTypeAndShapeInfo)(OrtTensorTypeAndShapeInfo **info);
@@ -52,7 +65,12 @@ typedef struct OrtApi {
     OrtStatus *(*GetSymbolicDimensions)(const OrtTensorTypeAndShapeInfo *info, const char **names, size_t count);
     GAP(64, 64);
     OrtStatus *(*GetTensorTypeAndShape)(const OrtValue *value, OrtTensorTypeAndShapeInfo **info);
-    GAP(66, 85);
+    GAP(66, 71);
+    OrtStatus *(*MemoryInfoGetId)(const OrtMemoryInfo *info, int *id);
+    GAP(73, 75);
+    OrtStatus *(*AllocatorFree)(OrtAllocator *allocator, void *memory);
+    OrtStatus *(*AllocatorGetInfo)(const OrtAllocator *allocator, const OrtMemoryInfo **info);
+    GAP(78, 85);
     OrtStatus *(*KernelInfoGetAttribute_int64)(const OrtKernelInfo *info, const char *name, int64_t *value);
     OrtStatus *(*KernelInfoGetAttribute_string)(const OrtKernelInfo *info, const char *name, char *value, size_t *size);
     GAP(88, 89);
@@ -61,11 +79,25 @@ typedef struct OrtApi {
                                           OrtValue **value);
     GAP(92, 92);
     void (*ReleaseStatus)(OrtStatus *status);
-    GAP(94, 98);
+    GAP(94, 95);
+    void (*ReleaseValue)(OrtValue *value);
+    GAP(97, 98);
     void (*ReleaseTensorTypeAndShapeInfo)(OrtTensorTypeAndShapeInfo *info);
     GAP(100, 100);
     void (*ReleaseCustomOpDomain)(OrtCustomOpDomain *domain);
-    GAP(102, 229);
+    GAP(102, 131);
+    void (*ReleaseAllocator)(OrtAllocator *allocator);
+    GAP(133, 192);
+    OrtStatus *(*KernelContext_GetGPUComputeStream)(const OrtKernelContext *context, void **stream);
+    GAP(194, 212);
+    OrtStatus *(*CreateOp)(const OrtKernelInfo *info, const char *name, const char *domain, int version,
+                           const char **constraints, const OrtTensorType *types, int constraint_count,
+                           const OrtOpAttr *const *attributes, int attribute_count, int input_count, int output_count,
+                           OrtOp **op);
+    OrtStatus *(*InvokeOp)(const OrtKernelContext *context, const OrtOp *op, const OrtValue *const *inputs,
+                           int input_count, OrtValue *const *outputs, int output_count);
+    void (*ReleaseOp)(OrtOp *op);
+    GAP(216, 229);
     OrtStatus *(*KernelInfo_GetInputCount)(const OrtKernelInfo *info, size_t *count);
     GAP(231, 231);
     OrtStatus *(*KernelInfo_GetInputName)(const OrtKernelInfo *info, size_t index, char *name, size_t *size);
@@ -86,6 +118,11 @@ typedef struct OrtApi {
     GAP(273, 273);
     OrtStatus *(*KernelContext_ParallelFor)(const OrtKernelContext *context, void (*task)(void *data, size_t index),
                                             size_t total, size_t batches, void *data);
+    GAP(275, 276);
+    /* These two since ONNX Runtime 1.18. */
+    OrtStatus *(*KernelContext_GetScratchBuffer)(const OrtKernelContext *context, const OrtMemoryInfo *info,
+                                                 size_t bytes, void **memory);
+    OrtStatus *(*KernelInfoGetAllocator)(const OrtKernelInfo *info, OrtMemoryType type, OrtAllocator **allocator);
 } OrtApi;
 
 #undef GAP
@@ -93,20 +130,30 @@ typedef struct OrtApi {
 #define ASSERT_SLOT(function, slot) \
     _Static_assert(offsetof(OrtApi, function) == (slot) * sizeof(void *), #function " is not in slot " #slot)
 ASSERT_SLOT(AddCustomOpDomain, 28);
+ASSERT_SLOT(CreateTensorWithDataAsOrtValue, 49);
 ASSERT_SLOT(GetTensorMutableData, 51);
 ASSERT_SLOT(GetSymbolicDimensions, 63);
 ASSERT_SLOT(GetTensorTypeAndShape, 65);
+ASSERT_SLOT(MemoryInfoGetId, 72);
+ASSERT_SLOT(AllocatorFree, 76);
+ASSERT_SLOT(AllocatorGetInfo, 77);
 ASSERT_SLOT(KernelInfoGetAttribute_string, 87);
 ASSERT_SLOT(KernelContext_GetOutput, 91);
 ASSERT_SLOT(ReleaseStatus, 93);
+ASSERT_SLOT(ReleaseValue, 96);
 ASSERT_SLOT(ReleaseTensorTypeAndShapeInfo, 99);
 ASSERT_SLOT(ReleaseCustomOpDomain, 101);
+ASSERT_SLOT(ReleaseAllocator, 132);
+ASSERT_SLOT(KernelContext_GetGPUComputeStream, 193);
+ASSERT_SLOT(CreateOp, 213);
+ASSERT_SLOT(ReleaseOp, 215);
 ASSERT_SLOT(KernelInfo_GetInputCount, 230);
 ASSERT_SLOT(KernelInfo_GetInputName, 232);
 ASSERT_SLOT(KernelInfo_GetNodeName, 244);
 ASSERT_SLOT(KernelInfoGetConstantInput_tensor, 249);
 ASSERT_SLOT(ReadOpAttr, 272);
 ASSERT_SLOT(KernelContext_ParallelFor, 274);
+ASSERT_SLOT(KernelInfoGetAllocator, 278);
 #undef ASSERT_SLOT
 
 typedef struct OrtApiBase {

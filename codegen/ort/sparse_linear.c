@@ -1,8 +1,10 @@
 /*
- * ai.sparsec::SparseLinear for ONNX Runtime's CPU provider: what the operator looks like, the shape of its result, and
- * its registration.
+ * ai.sparsec::SparseLinear for ONNX Runtime's CPU and CUDA providers: what the operator looks like, the shape of its
+ * result, and its registration.
  *
  * Y [..., N] = activation(X [..., K] times the packed weight + bias) + residual
+ *
+ * ONNX Runtime wants an OrtCustomOp for each provider and element type, all under one name.
  */
 #include "sparse_linear.h"
 
@@ -10,10 +12,22 @@
 #include <stdlib.h>
 #include <string.h>
 
+/* The operator for one provider and one element type. */
+typedef struct {
+    OrtCustomOp op; /* First, so that a pointer to it is a pointer to the whole. */
+    const OrtApi *api;
+    /* Of X, values, bias, residual and Y. */
+    OrtTensorType type;
+} Operator;
+
+static const OrtTensorType types[] = {ORT_TENSOR_FLOAT, ORT_TENSOR_FLOAT16, ORT_TENSOR_BFLOAT16};
+enum { TYPE_COUNT = sizeof types / sizeof *types };
+
 /* One ONNX Runtime's view of this library: there can be several in one process, each with its own API. */
 typedef struct Registration {
-    OrtCustomOp op; /* First, so that a pointer to it is a pointer to the registration. */
     const OrtApi *api;
+    Operator cpu[TYPE_COUNT];
+    Operator cuda[TYPE_COUNT];
     OrtCustomOpDomain *domain;
     struct Registration *next;
 } Registration;
@@ -27,9 +41,14 @@ static const char *op_name(const OrtCustomOp *op) {
     return "SparseLinear";
 }
 
-static const char *op_provider(const OrtCustomOp *op) {
+static const char *cpu_provider(const OrtCustomOp *op) {
     (void)op;
     return "CPUExecutionProvider";
+}
+
+static const char *cuda_provider(const OrtCustomOp *op) {
+    (void)op;
+    return "CUDAExecutionProvider";
 }
 
 static size_t op_input_count(const OrtCustomOp *op) {
@@ -38,8 +57,7 @@ static size_t op_input_count(const OrtCustomOp *op) {
 }
 
 static OrtTensorType op_input_type(const OrtCustomOp *op, size_t index) {
-    (void)op;
-    return index == INPUT_INDICES || index == INPUT_INDPTR ? ORT_TENSOR_INT32 : ORT_TENSOR_FLOAT;
+    return index == INPUT_INDICES || index == INPUT_INDPTR ? ORT_TENSOR_INT32 : ((const Operator *)op)->type;
 }
 
 static OrtArgumentKind op_input_kind(const OrtCustomOp *op, size_t index) {
@@ -47,9 +65,15 @@ static OrtArgumentKind op_input_kind(const OrtCustomOp *op, size_t index) {
     return index == INPUT_BIAS || index == INPUT_RESIDUAL ? ORT_ARGUMENT_OPTIONAL : ORT_ARGUMENT_REQUIRED;
 }
 
-static OrtMemoryType op_input_memory(const OrtCustomOp *op, size_t index) {
+static OrtMemoryType cpu_input_memory(const OrtCustomOp *op, size_t index) {
     (void)op, (void)index;
     return ORT_MEMORY_DEFAULT;
+}
+
+/* Creating a node checks the indices, on the host. */
+static OrtMemoryType cuda_input_memory(const OrtCustomOp *op, size_t index) {
+    (void)op;
+    return index == INPUT_INDICES || index == INPUT_INDPTR ? ORT_MEMORY_CPU_INPUT : ORT_MEMORY_DEFAULT;
 }
 
 static size_t op_output_count(const OrtCustomOp *op) {
@@ -58,8 +82,8 @@ static size_t op_output_count(const OrtCustomOp *op) {
 }
 
 static OrtTensorType op_output_type(const OrtCustomOp *op, size_t index) {
-    (void)op, (void)index;
-    return ORT_TENSOR_FLOAT;
+    (void)index;
+    return ((const Operator *)op)->type;
 }
 
 static OrtArgumentKind op_output_kind(const OrtCustomOp *op, size_t index) {
@@ -105,7 +129,7 @@ static void write_symbolic(const OrtApi *api, const OrtShapeInferContext *contex
     OrtTensorTypeAndShapeInfo *info;
     if (!succeeded(api, api->CreateTensorTypeAndShapeInfo(&info)))
         return;
-    if (succeeded(api, api->SetTensorElementType(info, ORT_TENSOR_FLOAT)) &&
+    if (succeeded(api, api->SetTensorElementType(info, tensor->type)) &&
         succeeded(api, api->SetDimensions(info, tensor->shape.dims, tensor->shape.rank)) &&
         succeeded(api, api->SetSymbolicDimensions(info, tensor->names, tensor->shape.rank)))
         succeeded(api, api->ShapeInferContext_SetOutputTypeShape(context, 0, info));
@@ -135,9 +159,10 @@ static bool keeps_shape(const SymbolicTensor *residual, const SymbolicTensor *pr
     return true;
 }
 
-/* Sets the result's shape where it is certain. It never fails: creating the node reports what is wrong. */
+/* Sets the result's shape where it is certain; its type is that of X, because ONNX Runtime asks one operator for all
+ * types. It never fails: creating the node reports what is wrong. */
 static OrtStatus *op_infer_shape(const OrtCustomOp *op, OrtShapeInferContext *context) {
-    const OrtApi *api = ((const Registration *)op)->api;
+    const OrtApi *api = ((const Operator *)op)->api;
     SymbolicTensor result, residual;
     int64_t out_features;
     if (!read_symbolic(api, context, INPUT_X, &result) || result.shape.rank == 0 ||
@@ -151,30 +176,73 @@ static OrtStatus *op_infer_shape(const OrtCustomOp *op, OrtShapeInferContext *co
     return NULL;
 }
 
-/* Before 1.24, ONNX Runtime follows a null pointer when it prepares to infer the shape of a node without an optional
- * input, before we are asked. */
-static bool can_infer_shapes(const OrtApiBase *base) {
-    int major = 0, minor = 0;
-    return sscanf(base->GetVersionString(), "%d.%d", &major, &minor) == 2 && (major > 1 || minor >= 24);
+/* Whether this is ONNX Runtime 1.`minor` or later. */
+static bool is_at_least(const OrtApiBase *base, int minor) {
+    int major = 0, found = 0;
+    return sscanf(base->GetVersionString(), "%d.%d", &major, &found) == 2 && (major > 1 || found >= minor);
 }
 
-static const OrtCustomOp sparse_linear = {
+/* ---- Registration ---- */
+
+static const OrtCustomOp cpu_op = {
     .version = ORT_API_VERSION,
     .GetName = op_name,
-    .GetExecutionProviderType = op_provider,
+    .GetExecutionProviderType = cpu_provider,
     .GetInputType = op_input_type,
     .GetInputTypeCount = op_input_count,
     .GetOutputType = op_output_type,
     .GetOutputTypeCount = op_output_count,
     .GetInputCharacteristic = op_input_kind,
     .GetOutputCharacteristic = op_output_kind,
-    .GetInputMemoryType = op_input_memory,
-    .CreateKernelV2 = node_create,
-    .KernelComputeV2 = node_compute,
-    .KernelDestroy = node_destroy,
+    .GetInputMemoryType = cpu_input_memory,
+    .CreateKernelV2 = cpu_create,
+    .KernelComputeV2 = cpu_compute,
+    .KernelDestroy = cpu_destroy,
 };
 
-/* ---- Registration ---- */
+/* In the place of `cuda_create` where ONNX Runtime has no scratch memory that belongs to a stream. */
+static OrtStatus *refuse_old_runtime(const OrtCustomOp *op, const OrtApi *api, const OrtKernelInfo *info,
+                                     void **node) {
+    (void)op, (void)info, (void)node;
+    return api->CreateStatus(ORT_NOT_IMPLEMENTED,
+                             "SparseLinear: on GPUs ONNX Runtime 1.18 or later is needed; update onnxruntime-gpu");
+}
+
+static OrtCustomOp make_op(const OrtApiBase *base, bool cuda) {
+    OrtCustomOp op = cpu_op;
+    /* Before 1.24, ONNX Runtime follows a null pointer when it prepares to infer the shape of a node without an
+     * optional input, before we are asked. */
+    op.InferOutputShapeFn = is_at_least(base, 24) ? op_infer_shape : NULL;
+    if (!cuda)
+        return op;
+    op.GetExecutionProviderType = cuda_provider;
+    op.GetInputMemoryType = cuda_input_memory;
+    op.CreateKernelV2 = is_at_least(base, 18) ? cuda_create : refuse_old_runtime;
+    op.KernelComputeV2 = cuda_compute;
+    op.KernelDestroy = cuda_destroy;
+    return op;
+}
+
+/* Whether the library has a kernel of this type, and with code for GPUs where `cuda` asks for it. Without one there is
+ * no operator: a node of the CUDA provider that cannot run would keep the CPU provider from taking it. */
+static bool has_kernel(OrtTensorType type, bool cuda) {
+    for (const Kernel *kernel = sparsec_kernels; kernel->name; kernel++)
+        if (kernel->type == type && (!cuda || kernel->cuda))
+            return true;
+    return false;
+}
+
+static OrtStatus *add_operators(Registration *registration, const OrtApiBase *base, Operator *operators, bool cuda) {
+    const OrtApi *api = registration->api;
+    for (size_t i = 0; i < TYPE_COUNT; i++) {
+        /* Every library has the operator for float32 on CPUs, which names a missing kernel. */
+        if (!has_kernel(types[i], cuda) && (cuda || types[i] != ORT_TENSOR_FLOAT))
+            continue;
+        operators[i] = (Operator){.op = make_op(base, cuda), .api = api, .type = types[i]};
+        TRY(api->CustomOpDomain_Add(registration->domain, &operators[i].op));
+    }
+    return NULL;
+}
 
 static void registration_free(Registration *registration) {
     if (registration->domain)
@@ -182,20 +250,18 @@ static void registration_free(Registration *registration) {
     free(registration);
 }
 
-static OrtStatus *registration_fill(Registration *registration) {
-    const OrtApi *api = registration->api;
-    TRY(api->CreateCustomOpDomain("ai.sparsec", &registration->domain));
-    return api->CustomOpDomain_Add(registration->domain, &registration->op);
+static OrtStatus *registration_fill(Registration *registration, const OrtApiBase *base) {
+    TRY(registration->api->CreateCustomOpDomain("ai.sparsec", &registration->domain));
+    TRY(add_operators(registration, base, registration->cpu, false));
+    return add_operators(registration, base, registration->cuda, true);
 }
 
 static OrtStatus *registration_create(const OrtApi *api, const OrtApiBase *base, Registration **result) {
     Registration *registration = calloc(1, sizeof *registration);
     if (!registration)
         return api->CreateStatus(ORT_FAIL, "SparseLinear: out of memory");
-    registration->op = sparse_linear;
-    registration->op.InferOutputShapeFn = can_infer_shapes(base) ? op_infer_shape : NULL;
     registration->api = api;
-    OrtStatus *status = registration_fill(registration);
+    OrtStatus *status = registration_fill(registration, base);
     if (status) {
         registration_free(registration);
         return status;

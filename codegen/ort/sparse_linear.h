@@ -37,14 +37,59 @@ enum { TVM_INTEGER = 1, TVM_POINTER = 4 };
 
 typedef int TvmFunction(void *self, const TvmValue *arguments, int32_t count, TvmValue *result);
 
-/* One compiled schedule; the fields are those of `Variant` in codegen/kernel.py. */
+/* One compiled schedule for CPUs; the fields are those of `CpuVariant` in codegen/kernel.py. */
 typedef struct {
     TvmFunction *run;
     int64_t max_rows;
     int64_t row_grain;
     int64_t workspace;
     int64_t parts_per_thread;
-} Variant;
+} CpuVariant;
+
+/* What a CUDA kernel may take: `CUDA_ARGUMENTS` in codegen/kernel.py, in its order. */
+enum {
+    CUDA_X,
+    CUDA_VALUES,
+    CUDA_INDICES,
+    CUDA_INDPTR,
+    CUDA_ORDER,
+    CUDA_BIAS,
+    CUDA_RESIDUAL,
+    CUDA_Y,
+    CUDA_WORKSPACE,
+    CUDA_ROWS,
+    CUDA_ARGUMENT_COUNT
+};
+
+/* One launch of a device function; the fields are those of `Launch` in codegen/kernel.py. */
+typedef struct {
+    const char *entry;
+    int argument_count;
+    unsigned char arguments[CUDA_ARGUMENT_COUNT];
+    int64_t units;
+    int64_t tile_rows;
+    unsigned threads;
+    unsigned shared_bytes;
+    int64_t blocks_per_sm;
+} Launch;
+
+enum { MAX_LAUNCHES = 4 };
+
+/* One compiled schedule for GPUs; the fields are those of `CudaVariant` in codegen/kernel.py. */
+typedef struct {
+    const char *arch;
+    /* 10 * major + minor. */
+    int capability;
+    /* "sm_90a": for this compute capability alone. */
+    bool exact;
+    /* "compute_90": for the driver to compile. */
+    bool ptx;
+    int64_t max_rows;
+    int64_t workspace;
+    const void *image;
+    int launch_count;
+    Launch launches[MAX_LAUNCHES];
+} CudaVariant;
 
 /* One kernel; the fields are those of `Kernel` in codegen/kernel.py. */
 typedef struct {
@@ -54,13 +99,18 @@ typedef struct {
     int64_t block_rows;
     int64_t block_cols;
     int64_t panel;
+    /* Of X, values, bias, residual and Y. */
+    OrtTensorType type;
     bool has_bias;
     bool has_residual;
-    /* By rising `max_rows`; the last is for any number of rows. */
-    const Variant *variants;
+    /* By rising `max_rows`; the last is for any number of rows. NULL where there are none. */
+    const CpuVariant *cpu;
+    /* One architecture after another, each like `cpu`; ends with one whose arch is NULL. NULL where there are none. */
+    const CudaVariant *cuda;
 } Kernel;
 
-/* Ends with a kernel whose name is NULL. */
+/* Ends with a kernel whose name is NULL. Either all kernels have variants for GPUs or none has: ONNX Runtime gives a
+ * node to a provider by its types alone. */
 HIDDEN extern const Kernel sparsec_kernels[];
 
 /* The first instruction set that the kernels need and this processor lacks, or NULL. */
@@ -84,57 +134,72 @@ typedef struct {
     void *data;
 } Tensor;
 
+HIDDEN const char *type_name(OrtTensorType type);
+
 /* The elements of a tensor with the first `rank` dimensions of `shape`. */
 HIDDEN int64_t shape_count(const Shape *shape, size_t rank);
 
 /* Whether two tensors broadcast, by the rules of ONNX, and to which shape. */
 HIDDEN bool shape_broadcast(const Shape *a, const Shape *b, Shape *result);
 
-/* out = a + b, both broadcast to `shape`, the shape of `out`. */
+/* out = a + b, both float32 and broadcast to `shape`, the shape of `out`. */
 HIDDEN void tensor_add(const Shape *shape, const Tensor *a, const Tensor *b, float *out);
 
 /* ---- One node of a model ---- */
 
-/*
- * Scratch buffers of one size, taken and given back without locks. Each slot is NULL or owns a free buffer, so a buffer
- * has one owner at any time. Above POOL_SLOTS tasks at once, the buffers that find no slot are freed.
- */
-enum { POOL_SLOTS = 128 };
-
-typedef struct {
-    size_t bytes;
-    _Atomic(void *) slots[POOL_SLOTS];
-} Pool;
-
-/* What a node's creation learned and checked; only the pool changes while it runs. */
+/* What a node's creation learned and checked, whatever provider it runs on. */
 typedef struct {
     const OrtApi *api;
     const Kernel *kernel;
     /* The node's name or, where it has none or a very long one, the kernel's. */
     char name[256];
     int64_t threads;
-    const float *values;
+    /* The weight and bias as ONNX Runtime holds them: values and bias where the provider computes, the rest on the
+     * host. */
+    const void *values;
     const int32_t *indices;
     const int32_t *indptr;
-    const float *bias;
+    const void *bias;
+    int64_t block_rows;
+    int64_t blocks;
     /* Multiply-adds a row of X, padding included: the number of values. */
     int64_t multiply_adds;
-    /* Panels that hold at least one output, and the work of all panels before each: [panels + 1]. */
-    int64_t panels;
-    int64_t *work;
-    Pool pool;
 } Node;
 
-HIDDEN OrtStatus *node_create(const OrtCustomOp *op, const OrtApi *api, const OrtKernelInfo *info, void **node);
-HIDDEN OrtStatus *node_compute(void *node, OrtKernelContext *context);
-HIDDEN void node_destroy(void *node);
+/* The first and the second half of a creation: find the kernel that a node names; check all that it runs with. */
+HIDDEN OrtStatus *node_find(Node *node, const OrtApi *api, const OrtKernelInfo *info);
+HIDDEN OrtStatus *node_check(Node *node, const OrtKernelInfo *info);
 
 /* A status with one sentence that begins with the node's name. */
 HIDDEN __attribute__((format(printf, 3, 4))) OrtStatus *node_error(const Node *node, OrtErrorCode code,
                                                                    const char *format, ...);
 
-/* Describe input number `input`; its status is an error where the input is missing or has more than MAX_RANK
- * dimensions. */
-HIDDEN OrtStatus *node_read(const Node *node, size_t input, const OrtValue *value, Tensor *tensor);
+/* What one run works on. */
+typedef struct {
+    Tensor x;
+    /* The shape of X times the weight, and its number of rows. */
+    Shape product;
+    int64_t rows;
+    /* Where the kernel has one. */
+    const OrtValue *residual_value;
+    Tensor residual;
+    /* Whether adding the residual moves or repeats elements, of it or of the product. */
+    bool broadcasts;
+    OrtValue *y_value;
+    Shape sum;
+    void *y;
+} Run;
+
+/* Read and check the inputs, and create the output. */
+HIDDEN OrtStatus *node_begin(const Node *node, OrtKernelContext *context, Run *run);
+
+/* The providers' nodes, as OrtCustomOp wants them. */
+HIDDEN OrtStatus *cpu_create(const OrtCustomOp *op, const OrtApi *api, const OrtKernelInfo *info, void **node);
+HIDDEN OrtStatus *cpu_compute(void *node, OrtKernelContext *context);
+HIDDEN void cpu_destroy(void *node);
+
+HIDDEN OrtStatus *cuda_create(const OrtCustomOp *op, const OrtApi *api, const OrtKernelInfo *info, void **node);
+HIDDEN OrtStatus *cuda_compute(void *node, OrtKernelContext *context);
+HIDDEN void cuda_destroy(void *node);
 
 #endif

@@ -1,6 +1,21 @@
 /* Shapes, and addition with broadcasting. */
 #include "sparse_linear.h"
 
+const char *type_name(OrtTensorType type) {
+    switch (type) {
+    case ORT_TENSOR_FLOAT:
+        return "float32";
+    case ORT_TENSOR_INT32:
+        return "int32";
+    case ORT_TENSOR_FLOAT16:
+        return "float16";
+    case ORT_TENSOR_BFLOAT16:
+        return "bfloat16";
+    default:
+        return "of another type";
+    }
+}
+
 int64_t shape_count(const Shape *shape, size_t rank) {
     /* Unsigned, because the other dimensions of an empty tensor may be too large to multiply. */
     uint64_t count = 1;

@@ -24,14 +24,9 @@ class Target:
     def __str__(self) -> str:
         return "cuda:" + "+".join(gpu.arch for gpu in self.cuda) if self.cuda else str(self.cpu)
 
-    @property
-    def host(self) -> bool:
-        """Whether the machine is this one, so that kernels can be measured."""
-        return self.cpu.host if not self.cuda else any(gpu.device is not None for gpu in self.cuda)
-
 
 def parse_target(text: str) -> Target:
-    """`auto`, `cpu`, `cpu:NAME` with LLVM's name of a CPU, `cuda`, or `cuda:sm_XY` with one or more architectures.
+    """`cpu` or `auto`, `cpu:NAME` with LLVM's name of one, `cuda`, or `cuda:sm_XY` with one or more architectures.
 
     Raises:
         UsageError: no such target.

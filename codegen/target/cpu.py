@@ -55,10 +55,11 @@ def parse_cpu(name: str = "") -> CpuTarget:
     name = name or host
     host_arch = _host_arch()
     for arch in sorted(("x86_64", "aarch64"), key=lambda arch: arch != host_arch):
-        if (name == host and arch == host_arch) or name in _names(arch):
+        if (name == host and arch == host_arch) or _exists(arch, name):
             return _describe(arch, name, host=name == host and arch == host_arch)
     raise UsageError(
-        f"target 'cpu:{name}': LLVM knows no CPU '{name}'; examples: x86-64-v3, znver4, sapphirerapids, neoverse-n1"
+        f"target 'cpu:{name}': LLVM knows no 64-bit CPU '{name}'; examples: x86-64-v3, znver4, sapphirerapids, "
+        "neoverse-n1"
     )
 
 
@@ -70,6 +71,15 @@ def _host_arch() -> str:
 
 def _llvm(arch: str, cpu: str) -> dict[str, Any]:
     return {"kind": "llvm", "mtriple": f"{arch}-unknown-linux-gnu", "mcpu": cpu}
+
+
+def _exists(arch: str, cpu: str) -> bool:
+    """Whether LLVM has 64-bit code for `cpu`; asked for it for a processor without, LLVM would end the process."""
+    from tvm.target import Target as TvmTarget
+    from tvm.target import codegen
+
+    feature = "64bit" if arch == "x86_64" else "neon"
+    return cpu in _names(arch) and bool(codegen.llvm_cpu_has_features(feature, TvmTarget(_llvm(arch, cpu))))
 
 
 def _names(arch: str) -> set[str]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import ctypes
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ...ir import UsageError
@@ -91,19 +92,25 @@ def parse_cuda(name: str = "") -> tuple[CudaTarget, ...]:
     Raises:
         UsageError: an architecture that sparsec has no kernels for, or no GPU to ask.
     """
-    found = _devices()
+    found = find_devices()
     if not name:
         if not found:
             raise UsageError(
-                "target 'cuda': this machine has no NVIDIA GPU or no driver for it; name the architecture to compile "
-                "for, such as cuda:sm_90"
+                "target 'cuda': this machine has no NVIDIA GPU that sparsec has kernels for, or no driver for it; name "
+                "the architecture to compile for, such as cuda:sm_90"
             )
         return tuple(found[arch] for arch in TABLE if arch in found)
-    wanted = {_full_name(part): part for part in name.split("+")}
-    for arch, part in wanted.items():
+    known = ", ".join(arch.rstrip("a") for arch in TABLE)
+    wanted: set[str] = set()
+    for part in name.split("+"):
+        arch = _full_name(part)
+        if not part:
+            raise UsageError(f"target 'cuda:{name}': '+' stands between two architectures out of {known}")
         if arch not in TABLE:
-            known = ", ".join(arch.rstrip("a") for arch in TABLE)
             raise UsageError(f"target 'cuda:{name}': sparsec has no kernels for '{part}'; it has them for {known}")
+        if arch in wanted:
+            raise UsageError(f"target 'cuda:{name}': '{part}' is named twice; once is enough")
+        wanted.add(arch)
     return tuple(found.get(arch, TABLE[arch]) for arch in TABLE if arch in wanted)
 
 
@@ -112,6 +119,131 @@ def _full_name(text: str) -> str:
     return "sm_90a" if text == "sm_90" else text
 
 
-def _devices() -> dict[str, CudaTarget]:
+def find_devices() -> dict[str, CudaTarget]:
     """The architectures of this machine's GPUs, each with the numbers of its first device."""
-    return {}
+    driver = find_driver()
+    found: dict[str, CudaTarget] = {}
+    for gpu in driver.gpus if driver else ():
+        target = target_of(gpu)
+        if target is not None:
+            found.setdefault(target.arch, target)
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """An NVIDIA GPU of this machine, as the driver describes it; a number is 0 where it does not say.
+
+    Attributes:
+        number: as CUDA counts.
+        name: such as "NVIDIA H200".
+        capability: compute capability, major and minor.
+        sms: multiprocessors.
+        clock: of the multiprocessors, at most, in Hz.
+        l2_bytes: second-level cache.
+        shared_bytes: shared memory that one thread block may have.
+        bandwidth: of its memory, bytes a second.
+    """
+
+    number: int
+    name: str
+    capability: tuple[int, int]
+    sms: int
+    clock: float
+    l2_bytes: int
+    shared_bytes: int
+    bandwidth: float
+
+
+@dataclass(frozen=True, slots=True)
+class Driver:
+    """NVIDIA's driver.
+
+    Attributes:
+        cuda: the newest version of CUDA that it runs, such as "13.0".
+        gpus: those that CUDA can use.
+        failure: CUDA's number for the reason why it does not start; 0 where it does, 100 where it finds no GPU.
+    """
+
+    cuda: str
+    gpus: tuple[Gpu, ...]
+    failure: int = 0
+
+
+# Of the enumeration CUdevice_attribute in cuda.h.
+_CLOCK_KHZ, _SMS, _MEMORY_KHZ, _BUS_BITS, _L2_BYTES, _MAJOR, _MINOR, _SHARED_BYTES = 13, 16, 36, 37, 38, 75, 76, 97
+
+
+def find_driver() -> Driver | None:
+    """Ask NVIDIA's driver what it has; None where it is not installed."""
+    library = _load_driver()
+    if library is None:
+        return None
+    version = _number(library.cuDriverGetVersion)
+    cuda = f"{version // 1000}.{version % 1000 // 10}"
+    failure = int(library.cuInit(0))
+    if failure:
+        return Driver(cuda, (), failure)
+    return Driver(cuda, tuple(_gpu(library, number) for number in range(_number(library.cuDeviceGetCount))))
+
+
+def _load_driver() -> Any:
+    try:
+        return ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return None
+
+
+def _gpu(library: Any, number: int) -> Gpu:
+    handle = _number(library.cuDeviceGet, number)
+
+    def ask(attribute: int) -> int:
+        return _number(library.cuDeviceGetAttribute, attribute, handle)
+
+    name = ctypes.create_string_buffer(256)
+    library.cuDeviceGetName(name, len(name), handle)
+    return Gpu(
+        number=number,
+        name=name.value.decode(errors="replace"),
+        capability=(ask(_MAJOR), ask(_MINOR)),
+        sms=ask(_SMS),
+        clock=ask(_CLOCK_KHZ) * 1e3,
+        l2_bytes=ask(_L2_BYTES),
+        shared_bytes=ask(_SHARED_BYTES),
+        bandwidth=2 * ask(_MEMORY_KHZ) * 1e3 * ask(_BUS_BITS) / 8,  # memory moves data on both edges of its clock
+    )
+
+
+def _number(function: Any, *arguments: int) -> int:
+    """The number that a function of the driver writes to its first argument, or 0 after an error."""
+    value = ctypes.c_int()
+    return 0 if function(ctypes.byref(value), *arguments) else value.value
+
+
+def target_of(gpu: Gpu) -> CudaTarget | None:
+    """The target that `gpu` is: the newest architecture whose code it runs, with its own numbers; None without one."""
+    rows = [row for row in TABLE.values() if _runs(gpu.capability, row)]
+    if not rows:
+        return None
+    row = max(rows, key=lambda row: row.capability)
+    # float32 multiply-adds a cycle of one multiprocessor, two operations each.
+    cores = 64 if row.capability == (8, 0) else 128
+    clock = row.rate("float32") / (row.sms * cores * 2)
+    scale = (gpu.sms or row.sms) / row.sms * (gpu.clock or clock) / clock
+    return replace(
+        row,
+        shared_bytes=min(gpu.shared_bytes or row.shared_bytes, row.shared_bytes),
+        sms=gpu.sms or row.sms,
+        l2_bytes=gpu.l2_bytes or row.l2_bytes,
+        bandwidth=gpu.bandwidth or row.bandwidth,
+        flops=tuple((dtype, rate * scale) for dtype, rate in row.flops),
+        model=gpu.name,
+        device=gpu.number,
+    )
+
+
+def _runs(capability: tuple[int, int], row: CudaTarget) -> bool:
+    """Machine code runs on its own generation from its own version on; with an "a" on its own version alone."""
+    if row.arch.endswith("a"):
+        return capability == row.capability
+    return capability[0] == row.capability[0] and capability >= row.capability

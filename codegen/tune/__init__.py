@@ -1,6 +1,6 @@
 """Which schedule a problem gets: candidates as data, timed, replayed from a database, or predicted."""
 
-from .cpu import BUDGET, CpuTuner
 from .database import Database, default_path
+from .tuner import Tuned, Tuner
 
-__all__ = ["BUDGET", "CpuTuner", "Database", "default_path"]
+__all__ = ["Database", "Tuned", "Tuner", "default_path"]

@@ -48,5 +48,6 @@ def _bench(out: str, against: str, options: dict[str, Any], pairs: int, show: Sh
 
 def _print(result: "Benchmark", console: Console) -> None:
     console.print(f"{result.artifact} against {result.model}", style="bold")
-    how = f"{count(result.threads, 'thread')}, {result.pairs} pairs of runs, inputs: {result.inputs}"
+    where = f"{result.machine}, {count(result.threads, 'thread')}" if result.machine == "CPU" else result.machine
+    how = f"{where}, {result.pairs} pairs of runs, inputs: {result.inputs}"
     console.print(how, "", timing_table(result.timings), sep="\n")

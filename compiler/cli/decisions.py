@@ -74,12 +74,13 @@ def _add_timing_columns(table: Table, timed: bool) -> None:
 
 
 def _timing_cells(timings: Sequence[Timing]) -> tuple[Text, ...]:
-    """Batch, dense, sparse and speedup, a line a batch size."""
+    """Batch, dense, sparse and speedup, a line a batch size; "~" before what was predicted."""
+    about = ["~" if timing.predicted else "" for timing in timings]
     return (
         lines(f"{timing.batch}" for timing in timings),
-        lines(number(timing.dense_us) for timing in timings),
-        lines(number(timing.sparse_us) for timing in timings),
-        lines(speedup(timing.speedup) for timing in timings),
+        lines(f"{sign}{number(timing.dense_us)}" for sign, timing in zip(about, timings, strict=True)),
+        lines(f"{sign}{number(timing.sparse_us)}" for sign, timing in zip(about, timings, strict=True)),
+        lines(Text(sign) + speedup(timing.speedup) for sign, timing in zip(about, timings, strict=True)),
     )
 
 

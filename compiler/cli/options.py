@@ -45,8 +45,17 @@ Target = Annotated[
     str,
     typer.Option(
         metavar="TARGET",
-        help="auto (this machine) or cpu:NAME with LLVM's name of a CPU.",
+        help="auto (this machine's GPU, else its CPU), cpu, cpu:NAME with LLVM's name of one, cuda, or cuda:ARCH, "
+        "such as cuda:sm_90 or cuda:sm_80+sm_90.",
         rich_help_panel=_HOW,
+    ),
+]
+Tf32 = Annotated[
+    bool,
+    _flag(
+        "--tf32",
+        help="On GPUs, round inputs of sparse float32 layers to TF32, as ONNX Runtime's dense layers do by default.",
+        panel=_HOW,
     ),
 ]
 Tune = Annotated[

@@ -58,7 +58,7 @@ class Result:
             console.print(title, survey_table(report.survey, report.batch), "", sep="\n")
             self._print_next(console)
         console.print("To load it, with nothing but ONNX Runtime:", "", sep="\n")
-        console.print(*_recipe(self.out), sep="\n", soft_wrap=True)
+        console.print(*_recipe(self.out, report.target.startswith("cuda")), sep="\n", soft_wrap=True)
 
     def _print_next(self, console: Console) -> None:
         """Which option goes on from a survey, and what is not known."""
@@ -100,7 +100,7 @@ def _patterns(survey: Sequence[SurveyPoint]) -> str:
     return " or ".join(dict.fromkeys(point.pattern for point in survey))
 
 
-def _recipe(out: str) -> list[str]:
+def _recipe(out: str, on_gpu: bool) -> list[str]:
     """Python that loads the artifact."""
     from ..artifact import LIBRARY, MODEL
 
@@ -108,7 +108,8 @@ def _recipe(out: str) -> list[str]:
         "    import onnxruntime",
         "    options = onnxruntime.SessionOptions()",
         f"    options.register_custom_ops_library({str(Path(out, LIBRARY))!r})",
-        f"    session = onnxruntime.InferenceSession({str(Path(out, MODEL))!r}, options)",
+        f"    providers = {[*(['CUDAExecutionProvider'] if on_gpu else []), 'CPUExecutionProvider']}",
+        f"    session = onnxruntime.InferenceSession({str(Path(out, MODEL))!r}, options, providers=providers)",
     ]
 
 

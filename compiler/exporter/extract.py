@@ -9,7 +9,7 @@ import onnx_ir
 
 from ...ir import LayerKind, Program
 from ..frontend.constants import Constants
-from .rewrite import SparseOp, export
+from .rewrite import SparseOp, data_type, export
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,8 +29,9 @@ def layer_model(
 ) -> onnx_ir.Model:
     """A model of `layer` alone: its own nodes, or `op` in their place.
 
-    Its inputs are X, float32 of shape [*rows, in] (the last two swapped where the layer reads X transposed), and the
-    residual, of the output's shape; both keep their names. Dense and sparse models have the same inputs and output.
+    Its inputs are X [*rows, in] (the last two swapped where the layer reads X transposed), and the residual, of the
+    output's shape, both of the layer's dtype; they keep their names. Dense and sparse models have the same inputs and
+    output.
 
     Args:
         program: what the layer was found in; it is not changed.
@@ -110,5 +111,5 @@ def _set_shapes(model: onnx_ir.Model, layer: Layer, rows: tuple[int, ...]) -> No
 
     y = turned((*rows, layer.out_features), layer.transpose_y)
     for value in (*model.graph.inputs, *model.graph.outputs):
-        value.type, value.shape = onnx_ir.TensorType(onnx_ir.DataType.FLOAT), y
+        value.type, value.shape = onnx_ir.TensorType(data_type(layer)), y
     layer.x.shape = turned((*rows, layer.in_features), layer.transpose_x)

@@ -17,6 +17,7 @@ import numpy as np
 import onnx_ir
 
 from ...ir import LayerKind
+from ...ir.sparse_matrix import DTYPES
 from ..frontend.constants import OVERRIDABLE_FROM_IR, Constants, overridable
 from ..frontend.nodes import attribute
 from ..frontend.weights import from_matrix
@@ -59,7 +60,7 @@ def export(
         weights: by layer name, each [out, in] as `Layer.weight`; the layer's nodes stay.
 
     Raises:
-        ValueError: a name is no layer's or is in both, a layer has an obstacle, or a shape is not the layer's.
+        ValueError: a name is no layer's or is in both, a layer has an obstacle, or a shape or dtype is not the layer's.
     """
     weights = {} if weights is None else weights
     _check(program, ops, weights)
@@ -77,6 +78,11 @@ def weight_index(layer: Layer) -> int:
     return 0 if layer.kind is LayerKind.LINEAR and layer.nodes[0].inputs[0] is not layer.x else 1
 
 
+def data_type(layer: Layer) -> onnx_ir.DataType:
+    """ONNX's name for the layer's dtype."""
+    return onnx_ir.DataType.from_numpy(DTYPES[layer.dtype])
+
+
 def _check(program: Program, ops: Mapping[str, SparseOp], weights: Mapping[str, NDArray[np.float32]]) -> None:
     layers = {layer.name: layer for layer in program.layers}
     shapes = {name: op.matrix.shape for name, op in ops.items()} | {name: w.shape for name, w in weights.items()}
@@ -89,6 +95,8 @@ def _check(program: Program, ops: Mapping[str, SparseOp], weights: Mapping[str, 
             raise ValueError(f"layer '{name}' cannot be sparse: {layers[name].obstacle}")
         if shape != layers[name].weight.shape:
             raise ValueError(f"layer '{name}': shape {shape}, expected {layers[name].weight.shape}")
+        if name in ops and ops[name].matrix.dtype != layers[name].dtype:
+            raise ValueError(f"layer '{name}': {ops[name].matrix.dtype} values, expected {layers[name].dtype}")
 
 
 class _Rewriter:
@@ -177,11 +185,11 @@ class _Rewriter:
             return None
         for value in (value for node in old for value in node.inputs if value is not None and value.is_initializer()):
             tensor = value.const_value
-            if tensor is None or tuple(tensor.shape) != layer.bias.shape or tensor.dtype != onnx_ir.DataType.FLOAT:
+            if tensor is None or tuple(tensor.shape) != layer.bias.shape or tensor.dtype != data_type(layer):
                 continue
             if not overridable(value, self.model) and np.array_equal(tensor.numpy(), layer.bias):
                 return value
-        return self._initializer(f"{base}.bias", layer.bias)
+        return self._initializer(f"{base}.bias", layer.bias.astype(DTYPES[layer.dtype], copy=False))
 
     def _residual(self, layer: Layer, old: list[onnx_ir.Node], new: list[onnx_ir.Node]) -> onnx_ir.Value | None:
         """The tensor added last: as it is, or Gemm's C times beta."""
@@ -193,7 +201,7 @@ class _Rewriter:
         beta, c = attribute(layer.nodes[0], "beta", 1.0), old[0].inputs[2]
         if beta == 1 or c is None:
             return c
-        factor = self._initializer(f"{c.name}.beta", np.array(beta, dtype=np.float32))
+        factor = self._initializer(f"{c.name}.beta", np.array(beta, dtype=DTYPES[layer.dtype]))
         new.append(onnx_ir.Node("", "Mul", [c, factor], name=self._unique_node(f"{layer.name}/Mul")))
         new[-1].outputs[0].name = self._unique(f"{c.name}.scaled")
         return new[-1].outputs[0]

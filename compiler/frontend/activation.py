@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ...ir import Activation
+from ...ir.sparse_matrix import DTYPES
 from .nodes import attribute
 
 if TYPE_CHECKING:
@@ -31,6 +32,11 @@ _FAR = np.array([20.0, 50.0, 1e2, 1e3, 1e4, 1e6, 1e30, _LARGEST])
 POINTS: NDArray[np.float64] = np.concatenate([np.linspace(-12, 12, 385), _FAR, -_FAR])
 # Exporters round constants such as sqrt(2 / pi) to float32 or to five digits. Gelu's two forms differ by 5e-4.
 _RELATIVE, _ABSOLUTE = 2e-5, 2e-6
+# What the forms of Gelu are made of.
+_CONSTANTS = (
+    math.sqrt(2), math.sqrt(1 / 2), math.sqrt(2 / math.pi), math.sqrt(8 / math.pi),
+    0.044715, 0.044715 * math.sqrt(2 / math.pi), 0.044715 * math.sqrt(8 / math.pi), 1.702,
+)  # fmt: skip
 
 _erf = np.vectorize(math.erf, otypes=[np.float64])
 
@@ -126,6 +132,18 @@ OPERATORS: Mapping[tuple[str, str], Operator] = {
     ("com.microsoft", "Gelu"): _plain(_gelu),
     ("com.microsoft", "QuickGelu"): Operator(_swish(1.702)),
 }
+
+
+def number(scalar: NDArray[Any]) -> float:
+    """The number that an array of one element means: in 16 bits, the constant of Gelu that it is the rounding of.
+
+    As rounded to bfloat16, such constants move one form of Gelu by as much as it differs from the other.
+    """
+    if scalar.dtype.itemsize == 2 and scalar.dtype.name in DTYPES:
+        for constant in _CONSTANTS:
+            if scalar == np.array(constant, dtype=scalar.dtype):
+                return constant
+    return float(scalar.reshape(-1)[0])
 
 
 def identify(values: NDArray[np.float64]) -> tuple[Activation, float, float] | None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_ir
 
+from ...ir.sparse_matrix import DTYPES
 from .nodes import attribute, read_tensor
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ _FOLDED = frozenset(
     | {"QuantizeLinear", "Reciprocal", "Reshape", "Slice", "Sqrt", "Squeeze", "Sub", "Transpose", "Unsqueeze"}
 )
 _MAX_ELEMENTS = 2**31
+_BFLOAT16 = DTYPES["bfloat16"]
 # In IR 3 every initialiser is a graph input by rule, and ONNX Runtime takes it as constant; from 4 on an initialiser
 # that is also an input is a default that the caller may replace.
 OVERRIDABLE_FROM_IR = 4
@@ -31,7 +33,7 @@ def overridable(value: onnx_ir.Value, model: onnx_ir.Model) -> bool:
 
 def is_scalar(array: NDArray[Any]) -> bool:
     """Whether `array` holds one number, in whatever number of axes."""
-    return array.size == 1 and array.dtype.kind in "fiu"
+    return array.size == 1 and (array.dtype.kind in "fiu" or array.dtype == _BFLOAT16)
 
 
 class Constants:
@@ -90,11 +92,6 @@ class Constants:
                 self._arrays[top] = self._compute(node)
         return self._arrays[value]
 
-    def scalar(self, value: onnx_ir.Value | None) -> float | None:
-        """`value` as a number, where it is a constant of one element."""
-        array = self.array(value)
-        return None if array is None or not is_scalar(array) else float(array.reshape(-1)[0])
-
     def _foldable(self, node: onnx_ir.Node) -> bool:
         standard = node.domain == "" and node.op_identifier() not in self._model.functions
         return standard and node.op_type in _FOLDED and len(node.outputs) == 1
@@ -124,32 +121,44 @@ def _elements(node: onnx_ir.Node, inputs: list[NDArray[Any] | None]) -> int:
 
 
 def _evaluate(node: onnx_ir.Node, inputs: list[NDArray[Any] | None], model: onnx_ir.Model) -> NDArray[Any] | None:
-    """Run one node in ONNX Runtime, which would fold it to the same; None where it cannot."""
+    """What one node computes; None where it cannot."""
+    try:
+        if node.op_type == "Transpose":  # a view, so that a large weight is not copied
+            assert inputs[0] is not None
+            return np.transpose(inputs[0], attribute(node, "perm", tuple(range(inputs[0].ndim))[::-1]))
+        if node.op_type == "Cast" and attribute(node, "to", 0) == onnx_ir.DataType.BFLOAT16:
+            assert inputs[0] is not None
+            return inputs[0].astype(_BFLOAT16)
+        # bfloat16 is computed in float32 and then rounded, to what one operator would give: ONNX Runtime has few CPU
+        # kernels for it, and hands no array of it to NumPy.
+        wide = [a.astype(np.float32) if a is not None and a.dtype == _BFLOAT16 else a for a in inputs]
+        result = _run(node, wide, model)
+        rounds = node.op_type != "Cast" and any(a is not b for a, b in zip(inputs, wide, strict=True))
+        return result.astype(_BFLOAT16) if rounds and result.dtype == np.float32 else result
+    except Exception:  # whatever a malformed node provokes: it is then no constant that sparsec knows
+        return None
+
+
+def _run(node: onnx_ir.Node, inputs: list[NDArray[Any] | None], model: onnx_ir.Model) -> NDArray[Any]:
+    """Run one node in ONNX Runtime, which would fold it to the same."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     options.intra_op_num_threads = 1
-    try:
-        if node.op_type == "Transpose":  # a view, so that a large weight is not copied
-            assert inputs[0] is not None
-            return np.transpose(inputs[0], attribute(node, "perm", tuple(range(inputs[0].ndim))[::-1]))
-        values = [
-            None if array is None else onnx_ir.Value(name=f"input{i}", const_value=onnx_ir.Tensor(array))
-            for i, array in enumerate(inputs)
-        ]
-        copy = onnx_ir.Node(node.domain, node.op_type, values, node.attributes)
-        graph = onnx_ir.Graph(
-            [],
-            copy.outputs,
-            nodes=[copy],
-            initializers=[value for value in values if value is not None],
-            opset_imports={"": model.opset_imports.get("", 1)},
-            name="constant",
-        )
-        proto = onnx_ir.to_proto(onnx_ir.Model(graph, ir_version=model.ir_version))
-        session = onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
-        result = session.run(None, {})[0]
-    except Exception:  # whatever a malformed node provokes: it is then no constant that sparsec knows
-        return None
-    return result if isinstance(result, np.ndarray) else None
+    values = [
+        None if array is None else onnx_ir.Value(name=f"input{i}", const_value=onnx_ir.Tensor(array))
+        for i, array in enumerate(inputs)
+    ]
+    copy = onnx_ir.Node(node.domain, node.op_type, values, node.attributes)
+    graph = onnx_ir.Graph(
+        [],
+        copy.outputs,
+        nodes=[copy],
+        initializers=[value for value in values if value is not None],
+        opset_imports={"": model.opset_imports.get("", 1)},
+        name="constant",
+    )
+    proto = onnx_ir.to_proto(onnx_ir.Model(graph, ir_version=model.ir_version))
+    session = onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return np.asarray(session.run(None, {})[0])

@@ -76,6 +76,8 @@ def _resolve(tensor: onnx_ir.ExternalTensor, folder: Path, real_folder: Path) ->
                 f"{where} leads out of the model's folder. If you trust the model, put the data beside it and save "
                 "it again with onnx.save_model."
             )
+        if file.is_symlink():  # before Python 3.13 resolve() says so
+            raise OSError("a loop of links")
         if not file.is_file():
             raise SparsecError(f"{where} is missing from {folder}. {_COMPLETE}")
     except (OSError, ValueError, RuntimeError) as error:  # a loop of links, a name too long, a null character

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ...ir import Epilogue, Layer, LayerKind, SparsecError
+from ...ir.sparse_matrix import DTYPES
 from .constants import Constants, overridable
 from .fuse import Context, as_bias, fuse
 from .nodes import attribute, operand, read_tensor
 from .shapes import Shapes
-from .versions import OLDEST_OPSET
-from .weights import alpha, to_matrix
+from .versions import OLDEST_BFLOAT16_OPSET, OLDEST_OPSET
+from .weights import alpha, is_exact, to_matrix
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -43,8 +44,9 @@ def find_layers(model: onnx_ir.Model) -> tuple[Layer, ...]:
         layer = finder(node, context)
         if layer is None:
             continue
-        if not layer.obstacle and opset < OLDEST_OPSET:
-            layer = replace(layer, obstacle=f"opset {opset}; sparse operators from opset {OLDEST_OPSET} on")
+        oldest = OLDEST_BFLOAT16_OPSET if layer.dtype == "bfloat16" else OLDEST_OPSET
+        if not layer.obstacle and opset < oldest:
+            layer = replace(layer, obstacle=f"opset {opset}; sparse operators from opset {oldest} on")
         layer = layer if layer.obstacle else fuse(layer, context)
         layers.append(replace(layer, name=_unique(layer.name, names)))
     return tuple(layers)
@@ -75,6 +77,8 @@ def _find_gemm(node: onnx_ir.Node, context: Context) -> Layer | None:
         return layer
     if alpha(node) == 0 or not np.isfinite(alpha(node)):
         return replace(layer, obstacle=f"alpha is {alpha(node)}, so nothing can be folded into the weight")
+    if alpha(node) != 1 and not is_exact(layer.weight, layer.dtype):
+        return replace(layer, obstacle=_rounds("alpha", alpha(node), layer))
     # The operator reads X as [rows, in]: A as it is, B transposed.
     turned = bool(attribute(node, ("transA", "transB")[1 - index], 0))
     layer = replace(layer, rank=2, transpose_x=turned == (index == 1), transpose_y=index == 0)
@@ -90,13 +94,21 @@ def _with_c(layer: Layer, node: onnx_ir.Node, context: Context) -> Layer:
     if constant is not None and constant.ndim <= 2:
         bias = as_bias(constant, layer.out_features, axis=-2 if layer.transpose_y else -1)
         if bias is not None:
-            bias = bias if beta == 1 else np.asarray(bias * np.float32(beta))
-            return replace(layer, bias=bias, epilogue=Epilogue(bias=True))
+            scaled = bias if beta == 1 else np.asarray(bias * np.float32(beta))
+            if beta != 1 and not is_exact(scaled, layer.dtype):
+                return replace(layer, obstacle=_rounds("beta", beta, layer))
+            return replace(layer, bias=scaled, epilogue=Epilogue(bias=True))
     if layer.transpose_y:
         return replace(
             layer, obstacle="the weight stands on the left and C varies along the rows; no sparse operator yet"
         )
+    if not is_exact(np.array(beta, dtype=np.float32), layer.dtype):
+        return replace(layer, obstacle=_rounds("beta", beta, layer))
     return replace(layer, residual=c, epilogue=Epilogue(residual=True))
+
+
+def _rounds(name: str, factor: float, layer: Layer) -> str:
+    return f"{name} is {factor:g}, which {layer.dtype} cannot take in without rounding"
 
 
 def _find_conv(node: onnx_ir.Node, context: Context) -> Layer | None:
@@ -151,6 +163,7 @@ def _layer(node: onnx_ir.Node, index: int, kind: LayerKind, context: Context) ->
         epilogue=Epilogue(bias=bias is not None),
         nodes=(node,),
         x=x,
+        dtype=array.dtype.name,
         obstacle=_obstacle(array, value, kind, context),
     )
 
@@ -159,7 +172,7 @@ def _obstacle(array: NDArray[Any], value: onnx_ir.Value, kind: LayerKind, contex
     """What keeps any layer from having a sparse operator, in words; "" for nothing."""
     if overridable(value, context.model):
         return f"its weight '{value.name}' is also an input of the model, so a caller may replace it"
-    if array.dtype != np.float32:
+    if array.dtype.name not in DTYPES:
         return f"{array.dtype} weights; no sparse operator yet"
     if array.size == 0:
         return "its weight is empty"

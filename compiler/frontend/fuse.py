@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ...ir import Activation, Epilogue, Layer
-from .activation import OPERATORS, POINTS, identify
+from .activation import OPERATORS, POINTS, identify, number
 from .constants import is_scalar
 
 if TYPE_CHECKING:
@@ -168,13 +168,20 @@ def _evaluate(
     node: onnx_ir.Node, values: dict[onnx_ir.Value, NDArray[np.float64]], context: Context
 ) -> NDArray[np.float64]:
     """`node` at the points."""
-    arguments = [
-        None if value is None else values[value] if value in values else context.constants.scalar(value)
-        for value in node.inputs
-    ]
+    arguments = [None if value is None else _argument(value, values, context) for value in node.inputs]
     with np.errstate(all="ignore"):
         result = OPERATORS[node.domain, node.op_type].function(node, arguments)
     return np.asarray(np.broadcast_to(result, POINTS.shape), dtype=np.float64)
+
+
+def _argument(
+    value: onnx_ir.Value, values: dict[onnx_ir.Value, NDArray[np.float64]], context: Context
+) -> NDArray[np.float64] | float:
+    if value in values:
+        return values[value]
+    scalar = context.constants.array(value)
+    assert scalar is not None, "_next looked"
+    return number(scalar)
 
 
 def _fits_residual(layer: Layer, residual: onnx_ir.Value, context: Context) -> bool:

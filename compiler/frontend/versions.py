@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 # older model becomes sparse.
 OLDEST_IR = 3
 OLDEST_OPSET = 7
+# MatMul, Gemm and what else a layer is made of are defined on bfloat16 since then.
+OLDEST_BFLOAT16_OPSET = 13
 
 
 def check_versions(proto: onnx.ModelProto) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ...ir import SparsecError
+from ...ir.sparse_matrix import DTYPES
 from .nodes import attribute
 from .structure import node_label
 
@@ -30,9 +31,8 @@ def to_matrix(node: onnx_ir.Node, index: int, array: NDArray[Any]) -> NDArray[np
         if array.ndim > 2:  # a stack of matrices [.., in, out] or [.., out, in]
             array = np.swapaxes(array, -1, -2) if index == 1 else array
             return _by_row(array)
-        matrix = array.T if _is_transposed(node, index) else array
-        scale = alpha(node)
-        return _float32(matrix if scale == 1 else matrix * np.float32(scale))
+        matrix = _float32(array.T if _is_transposed(node, index) else array)
+        return matrix if alpha(node) == 1 else matrix * np.float32(alpha(node))
     if node.op_type == "ConvTranspose":
         groups, inputs, outputs, size = _transposed_geometry(node, array.shape)
         split = array.reshape(groups, inputs, outputs, size).transpose(0, 2, 1, 3)
@@ -60,6 +60,12 @@ def from_matrix(
     else:
         array = matrix.reshape(shape)
     return np.ascontiguousarray(array, dtype=dtype)
+
+
+def is_exact(array: NDArray[np.float32], dtype: str) -> bool:
+    """Whether `dtype` can store `array` without rounding."""
+    with np.errstate(over="ignore"):
+        return dtype == "float32" or bool((array.astype(DTYPES[dtype]) == array).all())
 
 
 def alpha(node: onnx_ir.Node) -> float:

@@ -12,7 +12,7 @@ import onnxruntime
 import pytest
 
 import sparsec
-from sparsec.compiler import decide
+from sparsec.compiler import decide, runtime
 from sparsec.compiler.config import Tune
 from sparsec.compiler.runtime import Comparison
 from sparsec.models import BUILDERS
@@ -30,12 +30,12 @@ def cache(tmp_path: Path) -> Path:
 @pytest.fixture
 def sparse_wins(monkeypatch: pytest.MonkeyPatch) -> None:
     """Timings that do not depend on how busy the machine is: sparse is twice as fast as dense."""
-    monkeypatch.setattr(decide, "compare", lambda dense, sparse, pairs=7: Comparison(2.0, 1.0, 2.0, (2.0, 2.0)))
+    monkeypatch.setattr(runtime, "compare", lambda dense, sparse, pairs=7: Comparison(2.0, 1.0, 2.0, (2.0, 2.0)))
 
 
 @pytest.fixture
 def dense_wins(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decide, "compare", lambda dense, sparse, pairs=7: Comparison(1.0, 2.0, 0.5, (0.5, 0.5)))
+    monkeypatch.setattr(runtime, "compare", lambda dense, sparse, pairs=7: Comparison(1.0, 2.0, 0.5, (0.5, 0.5)))
 
 
 def run_dense(model: onnx.ModelProto | Path, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:

@@ -354,7 +354,9 @@ def test_shape_inference(library: Library) -> None:
         (None, []),
     ]:
         session = open_session(case.model(x_shape=x_shape), library(case))
-        assert session.get_outputs()[0].shape == expected
+        # Before 1.24 the operator must not offer to infer shapes (see sparse_linear.c).
+        known = tuple(map(int, ort.__version__.split(".")[:2])) >= (1, 24)
+        assert session.get_outputs()[0].shape == (expected if known else [])
 
 
 # ---- How the work is split ----
@@ -598,7 +600,9 @@ def test_library_needs_only_libc(library: Library) -> None:
     exported = [line.split()[-1] for line in dynamic_symbols(path, "--defined-only")]
     assert exported == ["RegisterCustomOps"]
     needed = [line.split() for line in dynamic_symbols(path, "--undefined-only")]
-    assert all("@GLIBC_" in name for kind, name in needed if kind == "U")
+    versions = [name.partition("@GLIBC_")[2] for kind, name in needed if kind == "U"]
+    # ONNX Runtime's own packages ask for glibc 2.28 (manylinux_2_28), so the library may not ask for a later one.
+    assert versions and all(version and [int(part) for part in version.split(".")] <= [2, 28] for version in versions)
 
 
 def test_library_without_kernels(tmp_path: Path) -> None:
@@ -643,7 +647,7 @@ def test_shared_code_is_linked_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"variants": ()}, "max_rows must rise"),
+        ({"cpu": ()}, "has no variants for CPUs"),
         ({"block": (51, 1)}, "blocks of 51x1 do not fit"),
         ({"panel": 0}, "do not fit"),
     ],

@@ -6,8 +6,8 @@ import pytest
 
 from sparsec.codegen.problem import Problem
 from sparsec.codegen.target import parse_cpu
-from sparsec.codegen.tune import CpuTuner, Database
-from sparsec.codegen.tune.cpu import search
+from sparsec.codegen.tune import Database
+from sparsec.codegen.tune.cpu import CpuTuner, search
 from sparsec.codegen.tune.cpu.space import candidates
 
 

@@ -22,6 +22,7 @@ from sparsec.compiler.exporter.stream import write_model
 from sparsec.compiler.frontend import read
 from sparsec.compiler.frontend.activation import FORMULAS
 from sparsec.ir import Activation, BlockPattern, Program, SparsecError, SparseMatrix
+from sparsec.ir.sparse_matrix import DTYPES
 
 PATTERN = BlockPattern(2, 2)
 ASSETS = Path(__file__).resolve().parents[2].parent / "shared" / "assets" / "models"
@@ -36,11 +37,12 @@ class SparseLinear(OpRun):  # type: ignore[misc]
     def _run(self, x: Any, values: Any, indices: Any, indptr: Any, bias: Any, residual: Any = None, **a: Any) -> Any:
         shape = (a["out_features"], a["in_features"])
         weight = SparseMatrix(BlockPattern(a["block_rows"], a["block_cols"]), shape, values, indices, indptr).to_dense()
-        y = x @ weight.T
-        y = y if bias is None else y + bias
+        assert all(array is None or array.dtype == x.dtype for array in (values, bias, residual))
+        y = x.astype(np.float32) @ weight.T
+        y = y if bias is None else y + bias.astype(np.float32)
         with np.errstate(over="ignore"):
             y = FORMULAS[Activation(a["activation"])](y, a["alpha"], a["beta"])
-        return (np.asarray(y if residual is None else y + residual, np.float32),)
+        return (np.asarray(y if residual is None else y + residual.astype(np.float32)).astype(x.dtype),)
 
 
 def build(
@@ -49,16 +51,21 @@ def build(
     outputs: str = "float[a,b] y",
     opset: int = 17,
     ir: int = 8,
+    dtype: str = "float32",
     **constants: Any,
 ) -> onnx.ModelProto:
-    """A model from ONNX text, with those of `constants` that its nodes read as initialisers."""
+    """A model from ONNX text, with those of `constants` that its nodes read as initialisers.
+
+    What is a float in the text and the constants is `dtype` in the model.
+    """
     text = f'<ir_version: {ir}, opset_import: ["": {opset}]>\ng ({inputs}) => ({outputs}) {{ {body} }}'
+    text = text if dtype == "float32" else text.replace("float[", f"{dtype}[")
     model = onnx.parser.parse_model(text)
     read_by_nodes = {name for node in model.graph.node for name in node.input}
     for name, value in constants.items():
         if name in read_by_nodes:
             array = np.asarray(value)
-            array = array.astype(np.float32) if array.dtype == np.float64 else array
+            array = array.astype(DTYPES[dtype]) if array.dtype in (np.float32, np.float64) else array
             model.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
     return model
 
@@ -76,7 +83,7 @@ def normal(*shape: int) -> np.ndarray:
 def sparse(program: Program, *names: str) -> dict[str, SparseOp]:
     """Every layer that can be, or those named, packed."""
     return {
-        layer.name: SparseOp(PATTERN.pack(layer.weight), f"{layer.name}_kernel", 2)
+        layer.name: SparseOp(PATTERN.pack(layer.weight, layer.dtype), f"{layer.name}_kernel", 2)
         for layer in program.layers
         if not layer.obstacle and (not names or layer.name in names)
     }
@@ -88,7 +95,10 @@ def run(model: onnx_ir.Model | onnx.ModelProto, feeds: dict[str, np.ndarray]) ->
 
 
 def run_dense(model: onnx_ir.Model | onnx.ModelProto, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
+    """By ONNX Runtime, or by ONNX's own evaluator in bfloat16, in which ONNX Runtime's CPU provider has no products."""
     proto = onnx_ir.to_proto(model) if isinstance(model, onnx_ir.Model) else model
+    if any(array.dtype == DTYPES["bfloat16"] for array in feeds.values()):
+        return run(proto, feeds)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
@@ -105,16 +115,28 @@ def nodes(model: onnx_ir.Model) -> list[str]:
 
 
 def check_same(model: onnx.ModelProto, **feeds: np.ndarray) -> onnx_ir.Model:
-    """Rewrite all layers of `model`; the outputs stay the same and the program untouched. The rewritten model."""
+    """Rewrite all layers of `model`; the outputs stay the same and the program untouched. The rewritten model.
+
+    Feeds are rounded to the types of the inputs.
+    """
+    types = {value.name: value.type.tensor_type.elem_type for value in model.graph.input}
+    feeds = {k: v.astype(onnx.helper.tensor_dtype_to_np_dtype(types[k])) for k, v in feeds.items()}
     program = read(model)
     before = onnx_ir.to_proto(program.model).SerializeToString()
     result = export(program, sparse(program))
     assert onnx_ir.to_proto(program.model).SerializeToString() == before
     assert any(node.op_type == "SparseLinear" for node in result.graph)
     for actual, expected in zip(run(result, feeds), run_dense(model, feeds), strict=True):
-        assert actual.shape == expected.shape
-        np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5)
+        assert (actual.shape, actual.dtype) == (expected.shape, expected.dtype)
+        assert_close(actual, expected)
     return result
+
+
+def assert_close(actual: np.ndarray, expected: np.ndarray) -> None:
+    """But for a few roundings: ONNX rounds after every node, the sparse operator after the last."""
+    tolerances = {"float32": (1e-4, 1e-5), "float16": (4e-3, 4e-3), "bfloat16": (1e-2, 4e-2)}
+    relative, absolute = tolerances[expected.dtype.name]
+    np.testing.assert_allclose(actual.astype(np.float32), expected.astype(np.float32), relative, absolute)
 
 
 def test_a_layer_becomes_one_node() -> None:
@@ -144,6 +166,39 @@ block_rows: int = 1, block_cols: int = 1, threads: int = 4, pattern: string = "b
 activation: string = "relu", alpha: float = 0, beta: float = 0> (x, "W.values", "W.indices", "W.indptr", b, z)
 }"""
     assert rewritten.split() == expected.split()
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_a_layer_of_16_bits_keeps_its_type(dtype: str) -> None:
+    """Text in, text out: the packed values, and what value_info says of the output."""
+    model = onnx.parser.parse_model(f"""
+        <ir_version: 8, opset_import: ["": 17]>
+        g ({dtype}[n,2] x) => ({dtype}[n,2] y)
+        <{dtype}[2,2] W = {{1, 0, 0, 2}}, {dtype}[2] b = {{5, 6}}, {dtype}[n,2] r>
+        {{
+            h = MatMul (x, W)
+            a = Add (h, b)
+            r = Relu (a)
+            y = Neg (r)
+        }}""")
+    program = read(model)
+    (layer,) = program.layers
+    op = SparseOp(BlockPattern(1, 1).pack(layer.weight, layer.dtype), "k0", 4)
+    result = onnx_ir.to_proto(export(program, {layer.name: op}))
+    attributes = result.graph.node[0].attribute
+    del attributes[:]
+    expected = f"""<
+   ir_version: 8,
+   opset_import: ["" : 17, "ai.sparsec" : 1]
+>
+g ({dtype}[n,2] x) => ({dtype}[n,2] y)
+   <{dtype}[2] b =  {{5,6}}, {dtype}[2] "W.values" =  {{1,2}}, int32[2] "W.indices" =  {{0,1}}, \
+int32[3] "W.indptr" =  {{0,1,2}}, {dtype}[n,2] r>
+{{
+   r = ai.sparsec.SparseLinear (x, "W.values", "W.indices", "W.indptr", b)
+   y = Neg (r)
+}}"""
+    assert onnx.printer.to_text(result).split() == expected.split()
 
 
 def test_no_bias_is_an_empty_name() -> None:
@@ -176,11 +231,12 @@ SCALARS: dict[str, Any] = {
 }
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("chain", CHAINS)
-def test_chains_compute_the_same(chain: str) -> None:
+def test_chains_compute_the_same(chain: str, dtype: str) -> None:
     feeds = {"x": normal(2, 6), "z": normal(2, 4)}
     inputs = "float[2,6] x, float[2,4] z"
-    result = check_same(build(CHAINS[chain], inputs, W=normal(6, 4), b=normal(4), **SCALARS), **feeds)
+    result = check_same(build(CHAINS[chain], inputs, dtype=dtype, W=normal(6, 4), b=normal(4), **SCALARS), **feeds)
     assert len(result.graph) == 1
     assert not set(result.graph.initializers) & set(SCALARS), "constants of covered nodes go"
 
@@ -194,8 +250,11 @@ def test_chains_compute_the_same(chain: str) -> None:
     left=st.booleans(),
     sizes=st.tuples(*[st.integers(1, 7)] * 3),
     opset=st.sampled_from([11, 13, 17]),
+    dtype=st.sampled_from(["float32", "float16"]),
 )
-def test_every_form_of_gemm(trans: Any, alpha: float, beta: float, c: Any, left: bool, sizes: Any, opset: int) -> None:
+def test_every_form_of_gemm(
+    trans: Any, alpha: float, beta: float, c: Any, left: bool, sizes: Any, opset: int, dtype: str
+) -> None:
     m, k, n = sizes
     a, b = ((k, m) if trans[0] else (m, k)), ((n, k) if trans[1] else (k, n))
     shapes = {"[N]": (n,), "[1,N]": (1, n), "[1]": (1,), "[]": (), "[M,N]": (m, n), "[M,1]": (m, 1), "variable": (m, n)}
@@ -209,7 +268,7 @@ def test_every_form_of_gemm(trans: Any, alpha: float, beta: float, c: Any, left:
         constants["C"] = normal(*shapes[c])
     arguments = "A, B" if c is None else "A, B, C"
     attributes = f"transA = {trans[0]:d}, transB = {trans[1]:d}, alpha = {alpha}, beta = {beta}"
-    model = build(f"y = Gemm<{attributes}>({arguments})", inputs, opset=opset, **constants)
+    model = build(f"y = Gemm<{attributes}>({arguments})", inputs, opset=opset, dtype=dtype, **constants)
     (layer,) = read(model).layers
     if layer.obstacle:
         assert left, "only Gemm with the weight on the left, and C along the rows, has no operator"
@@ -258,8 +317,9 @@ def test_transposes_get_names_of_their_own() -> None:
     ]
 
 
-def test_gemm_scales_a_variable_c_beforehand() -> None:
-    model = build("y = Gemm<beta = 0.5>(x, W, C)", "float[2,6] x, float[2,4] C", W=normal(6, 4))
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_gemm_scales_a_variable_c_beforehand(dtype: str) -> None:
+    model = build("y = Gemm<beta = 0.5>(x, W, C)", "float[2,6] x, float[2,4] C", dtype=dtype, W=normal(6, 4))
     result = check_same(model, x=normal(2, 6), C=normal(2, 4))
     assert nodes(result) == [
         "C.scaled = Mul(C, C.beta)",
@@ -267,8 +327,9 @@ def test_gemm_scales_a_variable_c_beforehand() -> None:
     ]
 
 
-def test_a_bias_that_was_folded_is_a_new_initialiser() -> None:
-    model = build("y = Gemm<beta = 2.0>(x, W, C)", W=normal(6, 4), C=normal(4))
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_bias_that_was_folded_is_a_new_initialiser(dtype: str) -> None:
+    model = build("y = Gemm<beta = 2.0>(x, W, C)", dtype=dtype, W=normal(6, 4), C=normal(4))
     assert "W.bias" in check_same(model, x=normal(2, 6)).graph.initializers
 
 
@@ -348,9 +409,12 @@ def test_impossible_requests_are_refused() -> None:
         export(program, {"a": op}, {"a": program.layers[0].weight})
     with pytest.raises(ValueError, match=r"shape \(3, 3\), expected \(4, 6\)"):
         export(program, {}, {"a": np.zeros((3, 3), np.float32)})
-    half = read(build("y = MatMul(x, W)", "float16[2,6] x", "float16[a,b] y", W=normal(6, 4).astype(np.float16)))
-    with pytest.raises(ValueError, match="float16 weights; no sparse operator yet"):
+    half = read(build("y = MatMul(x, W)", dtype="float16", W=normal(6, 4)))
+    with pytest.raises(ValueError, match="layer 'y': float32 values, expected float16"):
         export(half, {"y": op})
+    integers = read(build("y = MatMul(x, W)", "int32[2,6] x", "int32[a,b] y", W=np.ones((6, 4), np.int32)))
+    with pytest.raises(ValueError, match="int32 weights; no sparse operator yet"):
+        export(integers, {"y": op})
 
 
 DENSE = {
@@ -363,6 +427,19 @@ DENSE = {
     "conv": ("y = Conv<group = 2>(x, W)", "1,4,5,5", (6, 2, 3, 3)),
     "transposed conv": ("y = ConvTranspose<group = 2>(x, W)", "1,4,5,5", (4, 3, 2, 3)),
 }
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("form", DENSE)
+def test_new_dense_weights_of_16_bits_are_exact(form: str, dtype: str) -> None:
+    body, x, shape = DENSE[form]
+    program = read(without_shape(build(body, f"float[{x}] x", "float[a] y", dtype=dtype, W=normal(*shape))))
+    (layer,) = program.layers
+    assert layer.dtype == dtype
+    mask = RNG.random(layer.weight.shape) < 0.5
+    pruned = read(onnx_ir.to_proto(export(program, {}, {"y": layer.weight * mask})))
+    np.testing.assert_array_equal(pruned.layers[0].weight, layer.weight * mask)
+    assert pruned.layers[0].dtype == dtype
 
 
 @pytest.mark.parametrize("form", DENSE)
@@ -383,12 +460,12 @@ def test_new_dense_weights_lie_as_the_old_ones_did(form: str) -> None:
 
 
 def test_new_dense_weights_of_other_types_keep_them() -> None:
-    model = build("y = MatMul(x, W)", "float16[2,6] x", "float16[a,b] y", W=normal(6, 4).astype(np.float16))
+    model = build("y = MatMul(x, W)", "int32[2,6] x", "int32[a,b] y", W=normal(6, 4).astype(np.int32))
     program = read(model)
     result = export(program, {}, {"y": program.layers[0].weight * 0})
     weight = result.graph.initializers["W"].const_value
     assert weight is not None
-    assert weight.dtype == onnx_ir.DataType.FLOAT16
+    assert weight.dtype == onnx_ir.DataType.INT32
     assert not weight.numpy().any()
 
 
@@ -428,24 +505,26 @@ LAYERS = {
 }
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("form", LAYERS)
-def test_one_layer_as_a_model(form: str) -> None:
+def test_one_layer_as_a_model(form: str, dtype: str) -> None:
     """Dense and sparse forms take the same inputs and give the same output, at any number of rows."""
     body, inputs, shape, rows = LAYERS[form]
     constants: dict[str, Any] = {"W": normal(*shape), "b": normal(4), "C": normal(3, 4)}
-    model = build(f"x = Neg(x0) {body} after = Neg(y)", inputs, "float after", **constants)
+    model = build(f"x = Neg(x0) {body} after = Neg(y)", inputs, "float[a] after", dtype=dtype, **constants)
     program = read(without_shape(model))
     (layer,) = program.layers
     dense = layer_model(program, layer, rows[0] if len(rows) == 1 else rows)
-    packed = layer_model(program, layer, rows, SparseOp(PATTERN.pack(layer.weight), "k", 1))
+    packed = layer_model(program, layer, rows, SparseOp(PATTERN.pack(layer.weight, layer.dtype), "k", 1))
     feeds = {}
     for value, other in zip(dense.graph.inputs, packed.graph.inputs, strict=True):
         assert (value.name, value.shape, value.dtype) == (other.name, other.shape, other.dtype)
         assert value.shape is not None
-        feeds[value.name or ""] = normal(*value.shape.numpy())
+        feeds[value.name or ""] = normal(*value.shape.numpy()).astype(DTYPES[dtype])
     assert dense.graph.outputs[0].shape == packed.graph.outputs[0].shape
     (expected,), (actual,) = run_dense(dense, feeds), run(packed, feeds)
-    np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5)
+    assert dense.graph.outputs[0].dtype == onnx_ir.DataType.from_numpy(DTYPES[dtype])
+    assert_close(actual, expected)
     assert expected.shape == tuple(dense.graph.outputs[0].shape or ())
 
 

@@ -12,4 +12,6 @@ from __future__ import annotations
 
 from types import ModuleType
 
-EMITTERS: dict[str, ModuleType] = {}
+from . import mma, simt, wgmma
+
+EMITTERS: dict[str, ModuleType] = {"simt": simt, "mma": mma, "wgmma": wgmma}

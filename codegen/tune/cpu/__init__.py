@@ -1,5 +1,5 @@
 """Schedules for CPUs: which are worth trying, and the fastest of them."""
 
-from .search import BUDGET, CpuTuner
+from .search import CpuTuner
 
-__all__ = ["BUDGET", "CpuTuner"]
+__all__ = ["CpuTuner"]

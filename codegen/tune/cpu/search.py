@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ...generate.cpu import generate
 from ...generate.version import code_version
-from ...kernel import ANY_ROWS, CpuVariant, Kernel
+from ...kernel import ANY_ROWS, CpuVariant
 from ...kernels.cpu.schedule import Schedule
+from ..budget import BUDGET
 from .measure import Workload
 from .space import ROW_CLASSES, candidates, row_class
 
@@ -21,10 +21,6 @@ if TYPE_CHECKING:
     from ...problem import Problem
     from ...target import CpuTarget
     from ..database import Database
-
-# Seconds that a distinct problem may take, by effort. The best guess is timed in any case; after it only what, taking
-# as long as the slowest so far, would end in time.
-BUDGET = {"off": 0.0, "quick": 2.0, "thorough": 30.0}
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +37,8 @@ class CpuTuner:
     effort: str
     database: Database
 
-    def kernel(self, problem: Problem, rows: Sequence[int]) -> tuple[Kernel, dict[int, Schedule]]:
-        """A kernel for any number of rows, tuned for `rows`; and the schedule that each of these gets.
+    def variants(self, problem: Problem, rows: Sequence[int]) -> tuple[tuple[CpuVariant, ...], dict[int, Schedule]]:
+        """Machine code for any number of rows, tuned for `rows`; and the schedule that each of these gets.
 
         Rows fall into classes (`ROW_CLASSES`); the largest of `rows` in a class decides it, and a class without any
         gets the schedule that fits most machines, so that a batch size nobody asked for meets no cliff.
@@ -55,17 +51,7 @@ class CpuTuner:
             else:
                 schedules.append(candidates(problem, self.target, ROW_CLASSES[i - 1] + 1 if i else 1)[0])
         variants = tuple(self._variant(problem, schedule, i) for i, schedule in enumerate(schedules))
-        identity = "|".join([problem.key, *(variant.symbol for variant in variants)])
-        kernel = Kernel(
-            name=f"linear_{hashlib.sha256(identity.encode()).hexdigest()[:12]}",
-            in_features=problem.in_features,
-            out_features=problem.out_features,
-            block=problem.block,
-            panel=problem.panel,
-            epilogue=problem.epilogue,
-            cpu=variants,
-        )
-        return kernel, {n: schedules[row_class(n)] for n in rows}
+        return variants, {n: schedules[row_class(n)] for n in rows}
 
     def _variant(self, problem: Problem, schedule: Schedule, index: int) -> CpuVariant:
         code = generate(problem, schedule, self.target)

@@ -1,4 +1,5 @@
-/* Running a node: split the work into calls of the compiled function, and run them on ONNX Runtime's threads. */
+/* A node of the CPU provider: split the work into calls of the compiled function, and run them on ONNX Runtime's
+ * threads. */
 #include "sparse_linear.h"
 
 #include <inttypes.h>
@@ -10,6 +11,30 @@
  * an AVX-512 core of 2.5 GHz, halving the work gains as much from 26,000 (one row) to 55,000 (many) multiply-adds on.
  */
 #define THREAD_MULTIPLY_ADDS 16384
+
+/* What a panel costs beside its multiply-adds, in inputs of one block: about 2 for the bias and the stores, and up to
+ * 20 with the dearest activations. The shares of a run differ little for any value in between. */
+#define PANEL_COST 8
+
+/*
+ * Scratch buffers of one size, taken and given back without locks. Each slot is NULL or owns a free buffer, so a buffer
+ * has one owner at any time. Above POOL_SLOTS tasks at once, the buffers that find no slot are freed.
+ */
+enum { POOL_SLOTS = 128 };
+
+typedef struct {
+    size_t bytes;
+    _Atomic(void *) slots[POOL_SLOTS];
+} Pool;
+
+/* Only the pool changes while it runs. */
+typedef struct {
+    Node node;
+    /* Panels that hold at least one output, and the work of all panels before each: [panels + 1]. */
+    int64_t panels;
+    int64_t *work;
+    Pool pool;
+} CpuNode;
 
 /* The arguments of a compiled function, in order. */
 enum {
@@ -30,8 +55,8 @@ enum {
 
 /* One product of X and the weight: `row_parts` runs of rows, each in `panel_parts` runs of panels. */
 typedef struct {
-    Node *node;
-    const Variant *variant;
+    CpuNode *node;
+    const CpuVariant *variant;
     TvmValue arguments[ARG_COUNT];
     int64_t rows;
     int64_t tiles;
@@ -77,7 +102,7 @@ static void job_fail(Job *job, const char *error) {
 }
 
 /* Where `part` of `parts` equal shares of the work begins: the nearest start of a panel. */
-static int64_t first_panel(const Node *node, int64_t part, int64_t parts) {
+static int64_t first_panel(const CpuNode *node, int64_t part, int64_t parts) {
     int64_t total = node->work[node->panels];
     /* total * part / parts, without the large product. */
     int64_t target = total / parts * part + total % parts * part / parts;
@@ -102,7 +127,7 @@ static void job_call(Job *job, const TvmValue *arguments) {
 
 static void job_part(void *data, size_t index) {
     Job *job = data;
-    Node *node = job->node;
+    CpuNode *node = job->node;
     int64_t row_part = (int64_t)index / job->panel_parts, panel_part = (int64_t)index % job->panel_parts;
     int64_t row_begin = row_part * job->tiles / job->row_parts * job->variant->row_grain;
     int64_t row_end = (row_part + 1) * job->tiles / job->row_parts * job->variant->row_grain;
@@ -134,7 +159,7 @@ static void job_part(void *data, size_t index) {
 /* ---- The whole product ---- */
 
 static int64_t part_count(const Job *job) {
-    const Node *node = job->node;
+    const Node *node = &job->node->node;
     int64_t threads = job->rows * (node->multiply_adds + node->kernel->out_features) / THREAD_MULTIPLY_ADDS;
     if (threads > node->threads)
         threads = node->threads;
@@ -152,13 +177,14 @@ static void job_split(Job *job) {
 }
 
 /* y [rows, N] = activation(x [rows, K] times the weight + bias) + residual [rows, N]. */
-static OrtStatus *multiply(Node *node, const OrtKernelContext *context, const float *x, const float *residual, float *y,
+static OrtStatus *multiply(CpuNode *cpu, const OrtKernelContext *context, const void *x, const void *residual, void *y,
                            int64_t rows) {
     if (rows == 0)
         return NULL;
+    const Node *node = &cpu->node;
     Job job = {
-        .node = node,
-        .variant = node->kernel->variants,
+        .node = cpu,
+        .variant = node->kernel->cpu,
         .rows = rows,
         .arguments =
             {
@@ -193,93 +219,103 @@ static const Tensor no_tensor = {.type = ORT_TENSOR_FLOAT, .shape = {.rank = 0},
  * The product plus a residual of another shape. Where the residual is the smaller one, it is expanded first; else the
  * product goes to scratch memory and is expanded into y, which first lends itself as the residual of the product.
  */
-static OrtStatus *multiply_broadcast(Node *node, const OrtKernelContext *context, const Tensor *x, const Shape *product,
-                                     const Tensor *residual, const Shape *sum, float *y) {
-    int64_t size = shape_count(product, product->rank);
-    int64_t rows = shape_count(product, product->rank - 1);
+static OrtStatus *multiply_broadcast(CpuNode *cpu, const OrtKernelContext *context, const Run *run) {
+    int64_t size = shape_count(&run->product, run->product.rank);
     float *scratch = malloc((size_t)size * sizeof *scratch);
     if (!scratch)
-        return node_error(node, ORT_FAIL, "out of memory for a residual of %" PRId64 " elements", size);
+        return node_error(&cpu->node, ORT_FAIL, "out of memory for a residual of %" PRId64 " elements", size);
     OrtStatus *status;
-    if (shape_count(sum, sum->rank) == size) {
-        tensor_add(sum, residual, &no_tensor, scratch);
-        status = multiply(node, context, x->data, scratch, y, rows);
+    if (shape_count(&run->sum, run->sum.rank) == size) {
+        tensor_add(&run->sum, &run->residual, &no_tensor, scratch);
+        status = multiply(cpu, context, run->x.data, scratch, run->y, run->rows);
     } else {
-        tensor_add(product, &no_tensor, &no_tensor, y);
-        status = multiply(node, context, x->data, y, scratch, rows);
-        const Tensor expanded = {.type = ORT_TENSOR_FLOAT, .shape = *product, .data = scratch};
+        tensor_add(&run->product, &no_tensor, &no_tensor, run->y);
+        status = multiply(cpu, context, run->x.data, run->y, scratch, run->rows);
+        const Tensor expanded = {.type = ORT_TENSOR_FLOAT, .shape = run->product, .data = scratch};
         if (!status)
-            tensor_add(sum, &expanded, residual, y);
+            tensor_add(&run->sum, &expanded, &run->residual, run->y);
     }
     free(scratch);
     return status;
 }
 
-/* ---- One run ---- */
-
-/* "[2, 3, 1024]"; cut off where `text` ends. */
-static const char *print_shape(const Shape *shape, char text[96]) {
-    size_t used = 0, size = 96;
-    for (size_t i = 0; i < shape->rank && used < size; i++)
-        used += (size_t)snprintf(text + used, size - used, "%s%" PRId64, i ? ", " : "[", shape->dims[i]);
-    if (used < size)
-        snprintf(text + used, size - used, shape->rank ? "]" : "[]");
-    return text;
+OrtStatus *cpu_compute(void *data, OrtKernelContext *context) {
+    CpuNode *cpu = data;
+    Run run;
+    TRY(node_begin(&cpu->node, context, &run));
+    if (shape_count(&run.sum, run.sum.rank) == 0)
+        return NULL;
+    if (run.broadcasts)
+        return multiply_broadcast(cpu, context, &run);
+    return multiply(cpu, context, run.x.data, run.residual.data, run.y, run.rows);
 }
 
-static OrtStatus *read_input(const Node *node, const OrtKernelContext *context, size_t input, Tensor *tensor) {
-    const OrtValue *value = NULL;
-    TRY(node->api->KernelContext_GetInput(context, input, &value));
-    TRY(node_read(node, input, value, tensor));
-    if (tensor->type != ORT_TENSOR_FLOAT)
-        return node_error(node, ORT_INVALID_ARGUMENT, "%s has element type %d, expected %d (float32)",
-                          input_names[input], (int)tensor->type, (int)ORT_TENSOR_FLOAT);
+/* ---- Creation ---- */
+
+static OrtStatus *plan_work(CpuNode *cpu) {
+    const Kernel *kernel = cpu->node.kernel;
+    int64_t per_row = (kernel->block_rows + kernel->panel - 1) / kernel->panel;
+    int64_t block_rows = cpu->node.block_rows;
+    int64_t last_outputs = kernel->out_features - (block_rows - 1) * kernel->block_rows;
+    cpu->panels = (block_rows - 1) * per_row + (last_outputs + kernel->panel - 1) / kernel->panel;
+    cpu->work = malloc((size_t)(cpu->panels + 1) * sizeof *cpu->work);
+    if (!cpu->work)
+        return node_error(&cpu->node, ORT_FAIL, "out of memory for %" PRId64 " panels", cpu->panels);
+    cpu->work[0] = 0;
+    for (int64_t panel = 0; panel < cpu->panels; panel++) {
+        const int32_t *row = cpu->node.indptr + panel / per_row;
+        int64_t inputs = (row[1] - row[0]) * kernel->block_cols;
+        cpu->work[panel + 1] = cpu->work[panel] + inputs + PANEL_COST;
+    }
     return NULL;
 }
 
-static OrtStatus *create_output(const Node *node, OrtKernelContext *context, const Shape *shape, void **data) {
-    OrtValue *value = NULL;
-    TRY(node->api->KernelContext_GetOutput(context, 0, shape->dims, shape->rank, &value));
-    return node->api->GetTensorMutableData(value, data);
+static void prepare_pool(CpuNode *cpu) {
+    int64_t largest = 0;
+    for (const CpuVariant *variant = cpu->node.kernel->cpu;; variant++) {
+        if (variant->workspace > largest)
+            largest = variant->workspace;
+        if (variant->max_rows == INT64_MAX)
+            break;
+    }
+    /* aligned_alloc wants a multiple of the alignment. */
+    cpu->pool.bytes = (size_t)((largest * (int64_t)sizeof(float) + 63) / 64) * 64;
 }
 
-static OrtStatus *compute_with_residual(Node *node, OrtKernelContext *context, const Tensor *x, const Shape *product) {
-    Tensor residual;
-    Shape sum;
-    TRY(read_input(node, context, INPUT_RESIDUAL, &residual));
-    if (!shape_broadcast(product, &residual.shape, &sum)) {
-        char left[96], right[96];
-        return node_error(node, ORT_INVALID_ARGUMENT,
-                          "residual has shape %s, expected one that broadcasts with the product's %s",
-                          print_shape(&residual.shape, left), print_shape(product, right));
-    }
-    void *y;
-    TRY(create_output(node, context, &sum, &y));
-    int64_t size = shape_count(&sum, sum.rank);
-    if (size == 0)
-        return NULL;
-    /* Of equal size and broadcastable: the elements of all three lie in the same order. */
-    if (shape_count(product, product->rank) == size && shape_count(&residual.shape, residual.shape.rank) == size)
-        return multiply(node, context, x->data, residual.data, y, shape_count(product, product->rank - 1));
-    return multiply_broadcast(node, context, x, product, &residual, &sum, y);
+static OrtStatus *prepare(CpuNode *cpu, const OrtApi *api, const OrtKernelInfo *info) {
+    Node *node = &cpu->node;
+    TRY(node_find(node, api, info));
+    /* Before the checks: ONNX Runtime may have put casts around a node of 16 bits that it has to run here. */
+    if (!node->kernel->cpu)
+        return node_error(node, ORT_NOT_IMPLEMENTED,
+                          "%s weights need ONNX Runtime's CUDA provider; this session runs on the CPU: open it with "
+                          "CUDAExecutionProvider, which onnxruntime-gpu has",
+                          type_name(node->kernel->type));
+    TRY(node_check(node, info));
+    prepare_pool(cpu);
+    return plan_work(cpu);
 }
 
-OrtStatus *node_compute(void *data, OrtKernelContext *context) {
-    Node *node = data;
-    const Kernel *kernel = node->kernel;
-    Tensor x;
-    TRY(read_input(node, context, INPUT_X, &x));
-    Shape *shape = &x.shape;
-    if (shape->rank < 1 || shape->dims[shape->rank - 1] != kernel->in_features) {
-        char text[96];
-        return node_error(node, ORT_INVALID_ARGUMENT, "X has shape %s, expected [..., %" PRId64 "]",
-                          print_shape(shape, text), kernel->in_features);
+OrtStatus *cpu_create(const OrtCustomOp *op, const OrtApi *api, const OrtKernelInfo *info, void **result) {
+    (void)op;
+    CpuNode *cpu = calloc(1, sizeof *cpu);
+    if (!cpu)
+        return api->CreateStatus(ORT_FAIL, "SparseLinear: out of memory");
+    for (size_t i = 0; i < POOL_SLOTS; i++)
+        atomic_init(&cpu->pool.slots[i], NULL);
+    OrtStatus *status = prepare(cpu, api, info);
+    if (status) {
+        cpu_destroy(cpu);
+        return status;
     }
-    /* From here on only the product's shape matters. */
-    shape->dims[shape->rank - 1] = kernel->out_features;
-    if (kernel->has_residual)
-        return compute_with_residual(node, context, &x, shape);
-    void *y;
-    TRY(create_output(node, context, shape, &y));
-    return multiply(node, context, x.data, NULL, y, shape_count(shape, shape->rank - 1));
+    *result = cpu;
+    return NULL;
+}
+
+void cpu_destroy(void *data) {
+    CpuNode *cpu = data;
+    for (size_t i = 0; i < POOL_SLOTS; i++)
+        free(atomic_load(&cpu->pool.slots[i]));
+    free(cpu->work);
+    free(cpu);
 }
