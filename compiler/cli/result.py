@@ -109,7 +109,7 @@ def _recipe(out: str, on_gpu: bool) -> list[str]:
         "    options = onnxruntime.SessionOptions()",
         f"    options.register_custom_ops_library({str(Path(out, LIBRARY))!r})",
         f"    providers = {[*(['CUDAExecutionProvider'] if on_gpu else []), 'CPUExecutionProvider']}",
-        f"    session = onnxruntime.InferenceSession({str(Path(out, MODEL))!r}, options, providers=providers)",
+        f"    session = onnxruntime.InferenceSession({str(Path(out, MODEL))!r}, options, providers)",
     ]
 
 

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from ..errors import UsageError
 from .block import BlockPattern
+from .nm import NMPattern
+from .unstructured import UnstructuredPattern
 
 Pattern = BlockPattern
-PATTERNS: tuple[type[Pattern], ...] = (BlockPattern,)
-SYNTAX = "block:RxC (R outputs by C inputs, for example block:32x1) or group:g (the same as block:gx1)"
+PATTERNS: tuple[type[Pattern], ...] = (BlockPattern, UnstructuredPattern, NMPattern)
+SYNTAX = (
+    "block:RxC (R outputs by C inputs, for example block:32x1), group:g (the same as block:gx1), unstructured (single "
+    "weights) or nm:N:M (N of every M adjacent inputs)"
+)
 
 
 def parse_pattern(text: str) -> Pattern:
@@ -23,4 +28,4 @@ def parse_pattern(text: str) -> Pattern:
     raise UsageError(f"'{text}' is not a pattern: expected {SYNTAX}")
 
 
-__all__ = ["PATTERNS", "SYNTAX", "BlockPattern", "Pattern", "parse_pattern"]
+__all__ = ["PATTERNS", "SYNTAX", "BlockPattern", "NMPattern", "Pattern", "UnstructuredPattern", "parse_pattern"]

@@ -13,7 +13,7 @@ import pytest
 from onnx.backend.test.loader import load_model_tests
 
 import sparsec
-from sparsec.compiler import decide
+from sparsec.compiler import runtime
 from sparsec.compiler.config import Tune
 from sparsec.compiler.exporter import export, save
 from sparsec.compiler.frontend import read
@@ -87,7 +87,7 @@ def test_cases_with_constant_weights_pass_when_sparse(
     kind: str, least: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The same operators with their second operand a constant, forced to be sparse: every form of Gemm and MatMul."""
-    monkeypatch.setattr(decide, "compare", lambda dense, sparse, pairs=7: Comparison(2.0, 1.0, 2.0, (2.0, 2.0)))
+    monkeypatch.setattr(runtime, "compare", lambda dense, sparse, pairs=7: Comparison(2.0, 1.0, 2.0, (2.0, 2.0)))
     config = sparsec.CompileConfig(
         layer_sparsity=(("*", 0.01),), pattern="block:1x1", tune=Tune.OFF, threads=1, cache=tmp_path
     )

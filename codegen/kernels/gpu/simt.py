@@ -255,7 +255,8 @@ class _Emitter:
             T.buffer_store(sums, T.float32(0), [i])
         for u in range(unroll):
             T.buffer_store(index, 0, [u])
-        group, lane = T.truncdiv(thread, layout.lanes), T.truncmod(thread, layout.lanes)
+        group = self.hold(T.truncdiv(thread, layout.lanes), "int32")
+        lane = T.truncmod(thread, layout.lanes)
         step = layout.groups * unroll
 
         def each(number: Expr, body: Callable[[int, Expr], None]) -> None:

@@ -51,6 +51,9 @@ def _simt(problem: Problem, gpu: CudaTarget, rows: int) -> list[GpuSchedule]:
     splits = [1]
     while pieces * splits[-1] < 2 * gpu.sms and splits[-1] < 8:
         splits.append(2 * splits[-1])
+    # Reading X bounds many rows: shorter pieces of a block row leave more thread blocks to hide it.
+    if tile >= 4 and 4 not in splits:
+        splits.append(4)
     return [
         GpuSchedule("simt", tile, warps=warps, unroll=unroll, split=split)
         for split in splits

@@ -1,0 +1,349 @@
+"""Pruning against calibration data: legal masks, exact where it says exact, and better than what is simpler."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from sparsec.ir import BlockPattern, SparsecError, UsageError, parse_pattern
+from sparsec.ir.patterns import NMPattern, UnstructuredPattern
+from sparsec.passes.solve import METHODS, Statistics, correct_bias, error, refit, solve, solve_all
+from sparsec.passes.solve import obs as obs_module
+from sparsec.passes.solve.least_squares import _conjugate_gradients, least_squares
+from sparsec.passes.solve.methods import choose
+from sparsec.passes.solve.obs import removal_order
+from sparsec.passes.solve.problem import Problem
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Array = NDArray[Any]
+
+PATTERNS = ("unstructured", "nm:2:4", "nm:3:5", "group:4", "block:4x4", "block:5x3")
+DENSITIES = (0.9, 0.5, 0.3, 0.1)
+
+
+def make(out: int, inputs: int, seed: int, samples: int = 0, decay: float = 1.0) -> tuple[Array, Array]:
+    """A weight with unequal outputs, and the second moment of correlated inputs of unequal size."""
+    rng = np.random.default_rng(seed)
+    basis, _ = np.linalg.qr(rng.standard_normal((inputs, inputs)))
+    x = rng.standard_normal((samples or 4 * inputs, inputs)) * np.arange(1, inputs + 1) ** -decay @ basis
+    x *= np.exp(0.5 * rng.standard_normal(inputs))
+    weight = rng.standard_normal((out, inputs)) * np.exp(0.4 * rng.standard_normal((out, 1)))
+    return weight.astype(np.float32), x.T @ x / len(x)
+
+
+def exact_least_squares(weight: Array, mask: Array, hessian: Array) -> Array:
+    """One system an output."""
+    result = np.zeros(weight.shape)
+    target = weight.astype(np.float64) @ hessian
+    for o, kept in enumerate(mask):
+        if kept.any():
+            result[o, kept] = np.linalg.solve(hessian[np.ix_(kept, kept)], target[o, kept])
+    return result
+
+
+def legal(mask: Array, pattern: BlockPattern) -> bool:
+    if isinstance(pattern, NMPattern):
+        padded = np.pad(mask, ((0, 0), (0, -mask.shape[1] % pattern.m)))
+        return bool((padded.reshape(len(mask), -1, pattern.m).sum(axis=2) <= pattern.n).all())
+    # A weight may come out as zero by chance, but here none does.
+    kept = pattern.reduce(mask.astype(np.float64))
+    return bool(((kept == 0) | (kept == pattern.reduce(np.ones(mask.shape)))).all())
+
+
+# ---- Patterns ----
+
+
+def test_unstructured_is_blocks_of_one() -> None:
+    scores = np.round(np.random.default_rng(0).random((7, 9)), 1)
+    for density in np.linspace(0, 1, 41):
+        expected = BlockPattern(1, 1).project(scores, density)
+        assert np.array_equal(UnstructuredPattern().project(scores, density), expected), density
+
+
+def test_nm_keeps_the_best_of_each_group() -> None:
+    scores = np.array([[3.0, 1, 2, 2, 5, 5, 5, 5, 1, 0]])
+    mask = NMPattern(2, 4).project(scores, 0.5)
+    assert mask[0].astype(int).tolist() == [1, 0, 1, 0, 1, 1, 0, 0, 1, 1]
+    assert not NMPattern(2, 4).project(scores, 0.0).any()
+
+
+@pytest.mark.parametrize("text", ["unstructured", "nm:2:4"])
+def test_patterns_of_single_weights_parse_and_pack(text: str) -> None:
+    pattern = parse_pattern(text)
+    assert str(pattern) == text
+    weight = np.random.default_rng(0).standard_normal((6, 8)).astype(np.float32)
+    weight *= pattern.project(weight.astype(np.float64) ** 2, 0.5)
+    matrix = pattern.pack(weight)
+    assert np.array_equal(matrix.to_dense(), weight)
+    assert matrix.density == 0.5
+
+
+def test_impossible_nm() -> None:
+    for text in ("nm:4:4", "nm:0:4"):
+        with pytest.raises(UsageError, match=text):
+            parse_pattern(text)
+
+
+# ---- What every method keeps to ----
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("text", PATTERNS)
+@pytest.mark.parametrize("repair", [False, True])
+def test_masks_are_legal_and_densities_reached(method: str, text: str, repair: bool) -> None:
+    """Also where the blocks do not divide the matrix, and are larger than a panel of the sweep leaves over."""
+    pattern = parse_pattern(text)
+    weight, hessian = make(19, 34, seed=3)
+    for density, result in zip(DENSITIES, solve_all(weight, hessian, pattern, DENSITIES, method, repair), strict=True):
+        assert result.dtype == np.float32
+        assert result.shape == weight.shape
+        mask = result != 0
+        assert legal(mask, pattern)
+        if isinstance(pattern, NMPattern):
+            assert abs(mask.mean() - pattern.n / pattern.m) < 0.03
+        else:
+            assert abs(mask.sum() - density * mask.size) <= pattern.rows * pattern.cols
+
+
+@pytest.mark.parametrize("method", ["sparsegpt", "admm", "obs", "auto"])
+def test_same_input_same_bytes(method: str) -> None:
+    weight, hessian = make(16, 40, seed=1)
+    pattern = parse_pattern("group:4")
+    first, second = (solve_all(weight, hessian, pattern, DENSITIES, method) for _ in range(2))
+    assert [a.tobytes() for a in first] == [b.tobytes() for b in second]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_densities_in_any_order(method: str) -> None:
+    """Each density gets its own result, though they are found together."""
+    weight, hessian = make(16, 24, seed=5)
+    mixed = solve_all(weight, hessian, BlockPattern(4, 1), (0.3, 0.75, 0.3), method)
+    assert [float((w != 0).mean()) for w in mixed] == pytest.approx([0.3, 0.75, 0.3], abs=0.02)
+    assert np.array_equal(mixed[0], mixed[2])
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_nothing_and_all(method: str) -> None:
+    weight, hessian = make(8, 12, seed=2)
+    nothing, all_kept = solve_all(weight, hessian, BlockPattern(4, 2), (0.0, 1.0), method)
+    assert not nothing.any()
+    np.testing.assert_allclose(all_kept, weight, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_few_samples_and_dead_inputs(method: str) -> None:
+    """A singular second moment: finite weights, and none for inputs that were never seen."""
+    weight, hessian = make(12, 30, seed=4, samples=7)
+    hessian[[3, 20]] = 0
+    hessian[:, [3, 20]] = 0
+    for result in solve_all(weight, hessian, BlockPattern(4, 1), DENSITIES, method):
+        assert np.isfinite(result).all()
+        assert not result[:, [3, 20]].any()
+        assert error(weight, result, hessian) < 1
+
+
+# ---- Exact where it says exact ----
+
+
+def brute_force_order(weight: Array, hessian: Array, pattern: BlockPattern) -> Array:
+    """The greedy order with every loss from a least-squares fit of its own: [block rows, block columns]."""
+    block_rows, block_cols = pattern.grid(weight.shape)
+    inputs = weight.shape[1]
+
+    def loss(rows: Array, blocks: list[int]) -> float:
+        mask = np.zeros(rows.shape, dtype=np.bool_)
+        for b in blocks:
+            mask[:, b * pattern.cols : (b + 1) * pattern.cols] = True
+        change = exact_least_squares(rows, mask, hessian) - rows
+        return float(np.vdot(change @ hessian, change))
+
+    runs = []
+    for i in range(block_rows):
+        rows = weight[i * pattern.rows : (i + 1) * pattern.rows].astype(np.float64)
+        left, run, so_far = list(range(block_cols)), [], 0.0
+        while left:
+            after = [loss(rows, [b for b in left if b != gone]) for gone in left]
+            sizes = [len(rows) * (min(b * pattern.cols + pattern.cols, inputs) - b * pattern.cols) for b in left]
+            costs = (np.array(after) - so_far) / sizes
+            at = int(np.argmin(costs))
+            so_far = after[at]
+            run.append((left.pop(at), costs[at]))
+        runs.append(run)
+    order = np.empty((block_rows, block_cols))
+    for turn in range(order.size):
+        i = min((i for i in range(block_rows) if runs[i]), key=lambda i: runs[i][0][1])
+        order[i, runs[i].pop(0)[0]] = turn
+    return order
+
+
+@pytest.mark.parametrize("text", ["group:4", "block:3x4", "block:1x1", "block:8x5"])
+@pytest.mark.parametrize("panel", [4, 96])
+def test_obs_is_the_greedy_order(text: str, panel: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(obs_module, "PANEL", panel)
+    for seed in range(3):
+        weight, hessian = make(11, 22, seed, samples=200)
+        problem = Problem.of(weight, Statistics.of(hessian), BlockPattern.parse(text) or BlockPattern(1, 1))
+        expected = brute_force_order(weight, problem.statistics.hessian, problem.pattern)
+        assert np.array_equal(removal_order(problem), expected)
+
+
+@pytest.mark.parametrize("density", DENSITIES)
+def test_obs_ends_at_the_least_squares_weights(density: float) -> None:
+    weight, hessian = make(12, 40, seed=6)
+    problem = Problem.of(weight, Statistics.of(hessian), BlockPattern(4, 2))
+    (solution,) = METHODS["obs"](problem, [density])
+    expected = exact_least_squares(weight, solution.mask, problem.statistics.hessian)
+    np.testing.assert_allclose(solution.weight, expected, atol=1e-8)
+
+
+@pytest.mark.parametrize("density", DENSITIES)
+def test_conjugate_gradients_reach_the_least_squares_loss(density: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    weight, hessian = make(12, 40, seed=7)
+    statistics = Statistics.of(hessian)
+    dense = weight.astype(np.float64)
+    mask = UnstructuredPattern().project(dense**2, density)
+    best = statistics.loss(exact_least_squares(weight, mask, statistics.hessian) - dense)
+    found = _conjugate_gradients(dense, mask, statistics, dense)
+    assert best * (1 - 1e-9) <= statistics.loss(found - dense) <= best * 1.02
+    np.testing.assert_allclose(
+        least_squares(dense, mask, statistics), exact_least_squares(weight, mask, statistics.hessian), atol=1e-8
+    )
+
+
+def test_sparsegpt_is_the_paper_s_sweep() -> None:
+    """The published algorithm, with the Cholesky factor of the inverse and updates to the right."""
+    weight, hessian = make(6, 40, seed=8)
+    statistics = Statistics.of(hessian)
+    upper = np.linalg.cholesky(np.linalg.inv(statistics.hessian)).T
+    w = weight.astype(np.float64)
+    mask = UnstructuredPattern().project((w / np.diagonal(upper)) ** 2, 0.5)
+    for j in range(40):
+        lost = np.where(mask[:, j], 0.0, w[:, j]) / upper[j, j]
+        w[:, j:] -= np.outer(lost, upper[j, j:])
+        w[~mask[:, j], j] = 0
+    result = solve(weight, statistics, UnstructuredPattern(), 0.5, "sparsegpt", repair=False)
+    np.testing.assert_allclose(result, w, atol=1e-5)
+
+
+def test_refit_makes_good_what_the_inputs_lost() -> None:
+    """Against lstsq on the samples themselves."""
+    rng = np.random.default_rng(9)
+    dense_inputs = rng.standard_normal((400, 10)) @ rng.standard_normal((10, 10))
+    pruned_inputs = dense_inputs @ (np.eye(10) + 0.1 * rng.standard_normal((10, 10)))
+    weight = rng.standard_normal((5, 10)).astype(np.float32)
+    mask = rng.random((5, 10)) < 0.6
+    n = len(dense_inputs)
+    statistics = Statistics.of(pruned_inputs.T @ pruned_inputs / n, damping=1e-9)
+    result = refit(weight, mask, statistics, pruned_inputs.T @ dense_inputs / n)
+    for o in range(5):
+        wanted = dense_inputs @ weight[o]
+        expected = np.linalg.lstsq(pruned_inputs[:, mask[o]], wanted, rcond=None)[0]
+        np.testing.assert_allclose(result[o, mask[o]], expected, atol=1e-4)
+        assert not result[o, ~mask[o]].any()
+
+
+def test_bias_restores_the_mean() -> None:
+    rng = np.random.default_rng(10)
+    dense_inputs, pruned_inputs = rng.random((50, 6)), rng.random((50, 6))
+    weight0, weight = rng.random((2, 4, 6)).astype(np.float32)
+    bias = rng.random(4).astype(np.float32)
+    fixed = correct_bias(bias, weight0, weight, dense_inputs.mean(0), pruned_inputs.mean(0))
+    expected = (dense_inputs @ weight0.T + bias).mean(0)
+    np.testing.assert_allclose((pruned_inputs @ weight.T + fixed).mean(0), expected, atol=1e-5)
+    assert np.allclose(correct_bias(None, weight0, weight0, np.ones(6), np.ones(6)), 0, atol=1e-5)
+
+
+# ---- Better than what is simpler ----
+
+
+@pytest.mark.parametrize("text", ["unstructured", "nm:2:4", "group:4", "block:4x4"])
+@pytest.mark.parametrize("decay", [0.0, 1.0])
+@pytest.mark.parametrize("method", ["sparsegpt", "admm", "obs", "auto"])
+def test_never_above_magnitude_with_least_squares(text: str, decay: float, method: str) -> None:
+    pattern = parse_pattern(text)
+    for seed in range(4):
+        weight, hessian = make(16, 24, seed, samples=(0, 12)[seed % 2], decay=decay)
+        statistics = Statistics.of(hessian)
+        plain, found = (solve_all(weight, statistics, pattern, DENSITIES, m) for m in ("magnitude", method))
+        for a, b in zip(plain, found, strict=True):
+            assert statistics.loss(b.astype(float) - weight) <= statistics.loss(a.astype(float) - weight) * (1 + 1e-5)
+
+
+@pytest.mark.parametrize("text", ["unstructured", "group:4"])
+def test_order_of_the_methods(text: str) -> None:
+    """On correlated inputs, the geometric mean over layers: every step up costs more and loses less."""
+    pattern = parse_pattern(text)
+    means = {}
+    for name, method, repair in (
+        ("magnitude", "magnitude", False),
+        ("wanda", "wanda", False),
+        ("magnitude + ls", "magnitude", True),
+        ("wanda + ls", "wanda", True),
+        ("admm", "admm", True),
+        ("obs", "obs", True),
+    ):
+        losses = []
+        for seed in range(6):
+            weight, hessian = make(32, 64, seed)
+            found = solve_all(weight, hessian, pattern, (0.5, 0.2), method, repair)
+            losses += [error(weight, w, hessian) for w in found]
+        means[name] = float(np.exp(np.mean(np.log(losses))))
+    assert means["magnitude"] > 1.5 * means["wanda"]
+    assert means["wanda"] > 3 * means["magnitude + ls"]
+    assert means["magnitude + ls"] > 1.2 * means["wanda + ls"]
+    assert means["wanda + ls"] > 1.2 * means["admm"]
+    assert means["wanda + ls"] > 1.2 * means["obs"]
+
+
+def test_auto_takes_the_most_accurate_that_time_allows() -> None:
+    def chosen(text: str, out: int, inputs: int, seconds: float = 15.0) -> str:
+        unused = Statistics(np.zeros((0, 0)), 0.0, np.zeros(0, np.bool_))
+        return choose(Problem(np.zeros((out, inputs)), unused, parse_pattern(text)), seconds)
+
+    assert chosen("group:16", 384, 1536) == "obs"
+    assert chosen("unstructured", 384, 1536) == "admm"
+    assert chosen("nm:2:4", 4096, 1024) == "admm"
+    assert chosen("unstructured", 1024, 4096) == "sparsegpt"
+    assert chosen("group:16", 384, 1536, seconds=6.0) == "admm"
+    assert chosen("group:16", 384, 1536, seconds=0.1) == "sparsegpt"
+
+
+# ---- Errors ----
+
+
+def test_error_is_relative() -> None:
+    weight, hessian = make(8, 12, seed=0)
+    assert error(weight, weight, hessian) == 0
+    assert error(weight, np.zeros_like(weight), hessian) == pytest.approx(1)
+    assert error(np.zeros_like(weight), weight, hessian) == float("inf")
+
+
+def test_inputs_that_cannot_be() -> None:
+    weight, hessian = make(8, 12, seed=0)
+    pattern = UnstructuredPattern()
+    broken = hessian.copy()
+    broken[2, 3] = np.nan
+    with pytest.raises(SparsecError, match="calibration data"):
+        solve(weight, broken, pattern, 0.5)
+    with pytest.raises(SparsecError, match="all inputs of the layer are zero"):
+        solve(weight, np.zeros_like(hessian), pattern, 0.5)
+    with pytest.raises(SparsecError, match=r"must be \[in, in\]"):
+        solve(weight, hessian[:3], pattern, 0.5)
+    with pytest.raises(SparsecError, match="negative diagonal"):
+        solve(weight, -hessian, pattern, 0.5)
+    with pytest.raises(SparsecError, match="12 inputs"):
+        solve(weight[:, :4], hessian, pattern, 0.5)
+    with pytest.raises(SparsecError, match="weight has NaN"):
+        solve(np.full_like(weight, np.inf), hessian, pattern, 0.5)
+    with pytest.raises(UsageError, match=r"outside 0\.\.1"):
+        solve(weight, hessian, pattern, 1.5)
+    with pytest.raises(UsageError, match="expected auto, magnitude"):
+        solve(weight, hessian, pattern, 0.5, "woodchuck")
+    with pytest.raises(SparsecError, match="do not fit"):
+        refit(weight, weight != 0, hessian, hessian[:3])
+    with pytest.raises(SparsecError, match="cross moment has NaN"):
+        refit(weight, weight != 0, hessian, broken)
