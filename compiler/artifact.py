@@ -89,9 +89,7 @@ def load(out: str | Path, session_options: onnxruntime.SessionOptions | None = N
     options = session_options or onnxruntime.SessionOptions()
     try:
         options.register_custom_ops_library(str(folder / LIBRARY))
-        return onnxruntime.InferenceSession(
-            str(folder / MODEL), options, providers=[*providers, "CPUExecutionProvider"]
-        )
+        return onnxruntime.InferenceSession(str(folder / MODEL), options, providers=providers)
     except Exception as error:  # onnxruntime's exceptions share no base class of their own
         raise SparsecError(f"'{out}' cannot be loaded: {' '.join(str(error).split())[:600]}") from error
 

@@ -6,11 +6,12 @@ import os
 from enum import Enum
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from ..ir import UsageError, parse_pattern
+from ..passes.solve import METHODS
 
 # Layers with fewer weights than this are too small for a sparse operator to pay.
 TINY_WEIGHTS = 16_384
@@ -46,6 +47,10 @@ class CompileConfig(BaseModel):
         seed: of random inputs.
         threads: intra-op threads that the model will run with. 0: all cores that this process may use.
         inputs: an .npz of inputs by name, used instead of random ones for checking and timing.
+        calib: calibration data (see `sparsec.compiler.calibration.open_samples`): the weights that stay are then fitted
+            to the layers' outputs on it, and the last fifth is held back to measure what became of the model's.
+        samples: how many samples to take.
+        method: of choosing and fitting weights: "auto" or one of `sparsec.passes.solve.METHODS`.
         cache: folder of the tuning database. None: the user's cache folder.
     """
 
@@ -64,6 +69,9 @@ class CompileConfig(BaseModel):
     seed: int = 0
     threads: Annotated[int, Field(ge=0)] = 0
     inputs: Path | None = None
+    calib: Any = None
+    samples: Annotated[int, Field(ge=1)] = 256
+    method: str = "auto"
     cache: Path | None = None
 
     @field_validator("pattern")
@@ -73,6 +81,13 @@ class CompileConfig(BaseModel):
             return str(parse_pattern(text))
         except UsageError as error:
             raise ValueError(str(error)) from error
+
+    @field_validator("method")
+    @classmethod
+    def _known_method(cls, name: str) -> str:
+        if name not in ("auto", *METHODS):
+            raise ValueError(f"'{name}' is no method of pruning: expected auto, {', '.join(METHODS)}")
+        return name
 
     @property
     def prunes(self) -> bool:

@@ -19,14 +19,15 @@ from ..codegen.target import Target, parse_target
 from ..codegen.tune import Database, Tuned, Tuner, default_path
 from ..ir import Decision, SparsecError
 from . import artifact
+from .calibration import Samples, gather, open_samples
 from .config import CompileConfig
 from .decide import Bench, choose, compare_layer, compare_models, predicted_timings, settle, sparse_decision
 from .exporter import SparseOp, export, save, session_source
 from .frontend import read
 from .machine import Cpu, Machine, find_machine, has_gpu
-from .plan import Candidate, make_plan, pruned_weight
+from .plan import Candidate, Plan, fit, make_plan
 from .probe import Workload, probe
-from .report import Report, SurveyPoint, Verification
+from .report import Fidelity, Report, SurveyPoint, Verification
 from .runtime import run_session
 
 if TYPE_CHECKING:
@@ -41,6 +42,8 @@ SURVEY = (0.5, 0.7, 0.8, 0.9)
 # Above this relative error against the dense model with the same weights an artifact is wrong, not merely rounded. Half
 # precision rounds after every operator, and the sparse one has fewer of them.
 WRONG, WRONG_16_BITS = 1e-2, 1e-1
+# Share of the calibration data that no weight is fitted to.
+HELD_BACK = 0.2
 
 
 class Progress(Protocol):
@@ -107,6 +110,7 @@ def compile(
         program = read(model)
         # Step 2. Choose the weights that each layer would have.
         plan = make_plan(program, config, context.target)
+        plan, data = _fit(program, plan, context)
         # Step 3. Run the model once: which shapes reach its layers.
         workload = probe(program, config, context.folder, context.machine)
         # Step 4. Compile and tune kernels; keep what is faster by itself, then what is faster together.
@@ -114,11 +118,12 @@ def compile(
         # Step 5. Write the artifact.
         out = context.folder / "artifact"
         out.mkdir()
-        dense = _dense_weights(program, outcome, context.config)
+        dense = _dense_weights(plan, outcome, context.config)
         save(export(program, outcome.ops, dense), out / artifact.MODEL)
         build_library(outcome.kernels, out / artifact.LIBRARY, context.target.cpu.requires)
         # Step 6. Run it against the dense model with the same weights.
         verification = _verify(program, outcome, dense, workload, context)
+        fidelity = _judge(program, data, outcome, context)
         # Step 7. For what is dense, measure what pruning would bring.
         survey = _survey(program, plan.candidates, workload, context)
         # Step 8. Tell everything.
@@ -132,6 +137,7 @@ def compile(
             timings=outcome.timings,
             survey=survey,
             verification=verification,
+            fidelity=fidelity,
             notes=_notes(decisions, plan.candidates, workload, outcome, context),
             bytes_before=_model_bytes(program),
             bytes_after=sum(p.stat().st_size for p in out.iterdir() if p.name != artifact.LIBRARY),
@@ -186,6 +192,44 @@ def _make_context(config: CompileConfig, folder: Path, progress: Progress) -> _C
     path = default_path() if config.cache is None else config.cache / "tuning.sqlite"
     tuner = Tuner(target, config.thread_count, config.tune.value, Database(path), config.tf32)
     return _Context(config, target, find_machine(target, config.thread_count), tuner, folder, progress)
+
+
+def _fit(program: Program, plan: Plan, context: _Context) -> tuple[Plan, tuple[Samples, Samples] | None]:
+    """With calibration data: pruned weights fitted to most of it; and that part, and the one held back to judge by."""
+    config = context.config
+    layers = [pruned.layer for pruned in plan.pruned.values() if not pruned.layer.obstacle]
+    if config.calib is None or not layers:
+        return plan, None
+    machine = context.machine or Cpu(config.thread_count)
+    session = machine.open(session_source(program.model, context.folder))
+    seen, held_back = open_samples(config.calib, session, config.samples).split(HELD_BACK)
+    context.progress.start("running the calibration data", None)
+    calibration = gather(program, layers, seen, machine, context.folder)
+    context.progress.start("fitting weights", len(layers))
+    return fit(plan, calibration, config, context.progress.advance), (seen, held_back)
+
+
+def _judge(
+    program: Program, data: tuple[Samples, Samples] | None, outcome: _Outcome, context: _Context
+) -> Fidelity | None:
+    """How far the artifact's outputs are from the dense model's on data that no weight was fitted to."""
+    machine = _checker(outcome, context)
+    if data is None or machine is None:
+        return None
+    seen, held_back = data
+    dense = machine.open(session_source(program.model, context.folder))
+    folder = context.folder / "artifact"
+    sparse = machine.open(folder / artifact.MODEL, folder / artifact.LIBRARY)
+    names = [output.name for output in dense.get_outputs()]
+    lost, power = dict.fromkeys(names, 0.0), dict.fromkeys(names, 0.0)
+    for feeds in held_back.runs:
+        for name, expected, found in zip(names, run_session(dense, feeds), run_session(sparse, feeds), strict=True):
+            if isinstance(expected, np.ndarray) and expected.dtype.kind == "f":
+                wide = expected.astype(np.float64)
+                lost[name] += float(np.square(found - wide).sum())
+                power[name] += float(np.square(wide).sum())
+    errors = {name: (lost[name] / power[name]) ** 0.5 for name in names if power[name]}
+    return Fidelity(errors, held_back.count, seen.count, seen.name, held_back is not seen)
 
 
 def _decide(program: Program, candidates: Mapping[str, Candidate], workload: Workload, context: _Context) -> _Outcome:
@@ -287,12 +331,11 @@ def _distinct(kernels: Iterable[Kernel]) -> tuple[Kernel, ...]:
     return tuple({kernel.name: kernel for kernel in kernels}.values())
 
 
-def _dense_weights(program: Program, outcome: _Outcome, config: CompileConfig) -> dict[str, NDArray[np.float32]]:
+def _dense_weights(plan: Plan, outcome: _Outcome, config: CompileConfig) -> dict[str, NDArray[np.float32]]:
     """New weights of layers that stay dense: none, but for `prune_all`."""
     if not config.prune_all:
         return {}
-    found = {layer.name: pruned_weight(layer, config) for layer in program.layers if layer.name not in outcome.ops}
-    return {name: weight for name, weight in found.items() if weight is not None}
+    return {name: pruned.weight for name, pruned in plan.pruned.items() if name not in outcome.ops}
 
 
 def _verify(
@@ -410,8 +453,8 @@ def _notes(
     notes = []
     if workload.failure:
         notes.append(f"Nothing could be measured or checked: {workload.failure}")
-    if any(decision.pruned for decision in decisions):
-        notes.append("Weights were pruned by their norms, without data: accuracy was not measured.")
+    if any(decision.pruned for decision in decisions) and context.config.calib is None:
+        notes.append("Weights were pruned by their norms, without data (--calib): accuracy was not measured.")
     if candidates and not outcome.ops:
         notes.append("No layer became sparse: the artifact is the model as it came.")
     if context.machine is None:
@@ -440,7 +483,7 @@ def _describe(out: Path, report: Report, outcome: _Outcome, context: _Context) -
         "versions": {name: version(name) for name in packages},
         "target": report.target,
         "requires": list(context.target.cpu.requires),
-        "config": context.config.model_dump(mode="json", exclude={"cache", "inputs"}),
+        "config": context.config.model_dump(mode="json", exclude={"cache", "inputs", "calib"}),
         "kernels": [
             {
                 "name": kernel.name,

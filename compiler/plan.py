@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
@@ -12,14 +12,18 @@ import numpy as np
 from ..ir import Layer, LayerKind, SparseMatrix, UsageError, parse_pattern
 from ..passes.prune import find_pattern, prune_by_norm
 from ..passes.prune.keep import LEAST_ZEROS
+from ..passes.solve import solve
 from .config import TINY_WEIGHTS
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
     import onnx_ir
     from numpy.typing import NDArray
 
     from ..codegen.target import Target
     from ..ir import Program
+    from .calibration import Calibration
     from .config import CompileConfig
 
 # Operators between a classifier's last layer and the model's output.
@@ -46,11 +50,33 @@ class Candidate:
 
 
 @dataclass(frozen=True)
+class Pruned:
+    """A weight with zeros that sparsec put there.
+
+    Attributes:
+        layer: as found.
+        sparsity: share of zeros aimed at.
+        weight: [out, in] float32.
+    """
+
+    layer: Layer
+    sparsity: float
+    weight: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
 class Plan:
-    """Candidates, and for every other layer the reason why it is none; both by layer name, in the graph's order."""
+    """What becomes of each layer; all by layer name, in the graph's order.
+
+    Attributes:
+        candidates: layers that a sparse operator may take over.
+        reasons: why each of the others is none.
+        pruned: new weights, of candidates and, with `prune_all`, of layers that stay dense.
+    """
 
     candidates: dict[str, Candidate]
     reasons: dict[str, str]
+    pruned: dict[str, Pruned]
 
 
 def make_plan(program: Program, config: CompileConfig, target: Target | None = None) -> Plan:
@@ -67,14 +93,59 @@ def make_plan(program: Program, config: CompileConfig, target: Target | None = N
     _check_names(program, config)
     candidates: dict[str, Candidate] = {}
     reasons: dict[str, str] = {}
+    pruned: dict[str, Pruned] = {}
     last = last_layers(program)
     for layer in program.layers:
         outcome = _consider(layer, config, layer.name in last, _obstacle(layer, target))
         if isinstance(outcome, Candidate):
             candidates[layer.name] = outcome
+        elif isinstance(outcome, Pruned):
+            pruned[layer.name] = outcome
+            candidates[layer.name] = Candidate(
+                layer, parse_pattern(config.pattern).pack(outcome.weight, layer.dtype), True
+            )
         else:
             reasons[layer.name] = outcome
-    return Plan(candidates, reasons)
+            sparsity = _wanted_dense(layer, config) if config.prune_all else None
+            if sparsity is not None:
+                pruned[layer.name] = _prune(layer, config, sparsity)
+    return Plan(candidates, reasons, pruned)
+
+
+def fit(
+    plan: Plan, calibration: Calibration, config: CompileConfig, done: Callable[[str], None] = lambda name: None
+) -> Plan:
+    """The plan with the weights that sparsec prunes chosen and fitted by the solver instead of by their norms.
+
+    Args:
+        plan: made without data.
+        calibration: statistics of the pruned layers' inputs; a layer without any keeps its weights by norm.
+        config: pattern and method.
+        done: is told the name of each layer that was solved.
+    """
+    fitted = {}
+    for name, pruned in plan.pruned.items():
+        statistics = calibration.statistics.get(name)
+        if statistics is not None:
+            pattern, density = parse_pattern(config.pattern), 1 - pruned.sparsity
+            weight = solve(pruned.layer.weight, statistics, pattern, density, config.method)
+            pruned = replace(pruned, weight=weight)
+            done(name)
+        fitted[name] = pruned
+    return replace(plan, candidates=_repacked(plan.candidates, fitted, config), pruned=fitted)
+
+
+def _repacked(
+    candidates: Mapping[str, Candidate], pruned: Mapping[str, Pruned], config: CompileConfig
+) -> dict[str, Candidate]:
+    """The candidates with their pruned weights."""
+    pattern = parse_pattern(config.pattern)
+    return {
+        name: replace(candidate, matrix=pattern.pack(pruned[name].weight, candidate.layer.dtype))
+        if candidate.pruned
+        else candidate
+        for name, candidate in candidates.items()
+    }
 
 
 def _check_names(program: Program, config: CompileConfig) -> None:
@@ -94,7 +165,13 @@ def _obstacle(layer: Layer, target: Target | None) -> str:
     return layer.obstacle
 
 
-def _consider(layer: Layer, config: CompileConfig, is_last: bool, obstacle: str) -> Candidate | str:
+def _prune(layer: Layer, config: CompileConfig, sparsity: float) -> Pruned:
+    """By norm, as long as there is no data."""
+    return Pruned(layer, sparsity, prune_by_norm(layer.weight, parse_pattern(config.pattern), sparsity))
+
+
+def _consider(layer: Layer, config: CompileConfig, is_last: bool, obstacle: str) -> Candidate | Pruned | str:
+    """What is kept of zeros that are there, what is pruned, or why neither."""
     sparsity, by_name = config.wanted_sparsity(layer.name)
     if obstacle:
         zeros = f" ({find_pattern(layer.weight)})" if layer.weight.size and layer.zeros >= LEAST_ZEROS else ""
@@ -107,8 +184,7 @@ def _consider(layer: Layer, config: CompileConfig, is_last: bool, obstacle: str)
         return "no pruning asked for here"
     if is_last and not by_name:
         return f"the model's last layer; --sparsity '{layer.name}={sparsity:g}' prunes it too"
-    pattern = parse_pattern(config.pattern)
-    return Candidate(layer, pattern.pack(prune_by_norm(layer.weight, pattern, sparsity), layer.dtype), pruned=True)
+    return _prune(layer, config, sparsity)
 
 
 def _keep(layer: Layer) -> Candidate | str:
@@ -121,13 +197,13 @@ def _keep(layer: Layer) -> Candidate | str:
     return Candidate(layer, found.pattern.pack(layer.weight, layer.dtype), pruned=False, found=str(found))
 
 
-def pruned_weight(layer: Layer, config: CompileConfig) -> NDArray[np.float32] | None:
-    """The weight [out, in] that `prune_all` gives a layer that stays dense; None where it stays as it is."""
+def _wanted_dense(layer: Layer, config: CompileConfig) -> float | None:
+    """The sparsity that `prune_all` gives a layer that stays dense; None where it stays as it is."""
     sparsity, by_name = config.wanted_sparsity(layer.name)
     tiny = layer.weight.size < TINY_WEIGHTS and not by_name
     if not sparsity or tiny or layer.zeros >= sparsity or layer.kind is LayerKind.RECURRENT or not layer.weight.size:
         return None
-    return prune_by_norm(layer.weight, parse_pattern(config.pattern), sparsity)
+    return sparsity
 
 
 def last_layers(program: Program) -> set[str]:

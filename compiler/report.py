@@ -40,6 +40,30 @@ class Verification:
 
 
 @dataclass(frozen=True, slots=True)
+class Fidelity:
+    """The artifact against the dense model as it came, on samples that were held back from calibration.
+
+    Attributes:
+        errors: by output, the root of the mean squared difference as a share of that of the dense output.
+        samples: held back.
+        calibrated: samples that the weights were fitted to.
+        source: where both come from.
+        held_back: False where all the data was one run, so that these samples are those the weights were fitted to.
+    """
+
+    errors: dict[str, float]
+    samples: int
+    calibrated: int
+    source: str
+    held_back: bool
+
+    @property
+    def worst(self) -> float:
+        """The largest of `errors`."""
+        return max(self.errors.values(), default=0.0)
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
     """The whole record.
 
@@ -50,6 +74,7 @@ class Report:
         timings: the whole model, dense against the artifact, one a batch size; empty where nothing could be measured.
         survey: only for the plain command on a model with dense layers.
         verification: None where the model could not be run.
+        fidelity: None without calibration data.
         notes: what a user should know and no table shows: a warning a sentence.
         bytes_before, bytes_after: sizes of the models, external data included.
         seconds: time the compilation took.
@@ -63,6 +88,7 @@ class Report:
     timings: tuple[Timing, ...] = ()
     survey: tuple[SurveyPoint, ...] = ()
     verification: Verification | None = None
+    fidelity: Fidelity | None = None
     notes: tuple[str, ...] = field(default=())
     bytes_before: int = 0
     bytes_after: int = 0

@@ -106,6 +106,27 @@ Inputs = Annotated[
         metavar="FILE.npz", help="Inputs by name, instead of random ones.", show_default=False, rich_help_panel=_RUN
     ),
 ]
+Calib = Annotated[
+    str | None,
+    typer.Option(
+        metavar="DATA",
+        help="Calibration data to fit the pruned weights to: an .npz of stacked inputs by name, a folder of .npz, "
+        "NAME:FILE.npy, or FILE.py:FUNCTION that yields dictionaries of inputs.",
+        show_default=False,
+        rich_help_panel=_WHAT,
+    ),
+]
+Samples = Annotated[
+    int, typer.Option(metavar="N", min=1, help="Samples of the calibration data to take.", rich_help_panel=_WHAT)
+]
+Method = Annotated[
+    str,
+    typer.Option(
+        metavar="METHOD",
+        help="With --calib: auto, magnitude, wanda, sparsegpt, obs or admm.",
+        rich_help_panel=_WHAT,
+    ),
+]
 Pairs = Annotated[int, typer.Option(metavar="N", min=3, help="Runs of each side, alternately.", rich_help_panel=_RUN)]
 Tolerance = Annotated[
     float,

@@ -93,6 +93,14 @@ def _facts(report: Report) -> Iterator[tuple[str, str]]:
         of = f"{count(verification.outputs, 'output')}; inputs: {verification.inputs}"
         error = f"{verification.error:.1e} of the largest value" if verification.error else "none"
         yield "verified", f"largest difference from the dense model with the same weights: {error} ({of})"
+    fidelity = report.fidelity
+    if fidelity is not None:
+        held = "held-back samples" if fidelity.held_back else "samples that the weights were fitted to"
+        yield (
+            "accuracy",
+            f"outputs differ from the dense model's by {percent(fidelity.worst)} (root mean square) on "
+            f"{fidelity.samples} {held}; fitted to {fidelity.calibrated} of {fidelity.source}",
+        )
     yield "took", f"{number(report.seconds)} s"
 
 

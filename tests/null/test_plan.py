@@ -10,13 +10,13 @@ import onnx
 import onnx_ir
 import pytest
 
-from sparsec.codegen.target import CpuTarget, Target
+from sparsec.codegen.target import CpuTarget, Target, parse_target
 from sparsec.codegen.target.cuda import TABLE
 from sparsec.compiler.config import CompileConfig
 from sparsec.compiler.exporter import SparseOp, export, save
 from sparsec.compiler.frontend import read
 from sparsec.compiler.inspect import inspect
-from sparsec.compiler.plan import make_plan, pruned_weight
+from sparsec.compiler.plan import make_plan
 from sparsec.ir import Activation, SparseMatrix, parse_pattern
 from sparsec.ir.sparse_matrix import DTYPES
 from sparsec.models.lstm_lm import lstm_lm
@@ -137,8 +137,8 @@ def test_bytes_are_those_of_the_graph(dtype: str) -> None:
 def test_dense_layers_of_16_bits_can_be_pruned_too(dtype: str) -> None:
     """`prune_all` on a CPU: linear layers that stay dense."""
     program = read(narrow(mlp((128, 256, 10)), dtype))
-    weight = pruned_weight(program.layers[0], PRUNE)
-    assert weight is not None
+    config = PRUNE.model_copy(update={"prune_all": True})
+    weight = make_plan(program, config, parse_target("cpu")).pruned["/fc1/Gemm"].weight
     again = read(onnx_ir.to_proto(export(program, {}, {"/fc1/Gemm": weight})))
     np.testing.assert_array_equal(again.layers[0].weight, weight)
     assert again.layers[0].dtype == dtype
