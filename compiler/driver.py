@@ -17,7 +17,7 @@ from ..codegen.ort.library import build_library
 from ..codegen.problem import Problem
 from ..codegen.target import Target, parse_target
 from ..codegen.tune import Database, Tuned, Tuner, default_path
-from ..ir import Decision, SparsecError
+from ..ir import Decision, SparsecError, UsageError
 from . import artifact
 from .calibration import Samples, gather, open_samples
 from .config import CompileConfig
@@ -110,7 +110,7 @@ def compile(
         program = read(model)
         # Step 2. Choose the weights that each layer would have.
         plan = make_plan(program, config, context.target)
-        plan, data = _fit(program, plan, context)
+        plan, data, scarcity = _fit(program, plan, context)
         # Step 3. Run the model once: which shapes reach its layers.
         workload = probe(program, config, context.folder, context.machine)
         # Step 4. Compile and tune kernels; keep what is faster by itself, then what is faster together.
@@ -138,7 +138,7 @@ def compile(
             survey=survey,
             verification=verification,
             fidelity=fidelity,
-            notes=_notes(decisions, plan.candidates, workload, outcome, context),
+            notes=(*scarcity, *_notes(decisions, plan.candidates, workload, outcome, context)),
             bytes_before=_model_bytes(program),
             bytes_after=sum(p.stat().st_size for p in out.iterdir() if p.name != artifact.LIBRARY),
             seconds=time.perf_counter() - start,
@@ -188,25 +188,36 @@ class CompiledModel:
 
 
 def _make_context(config: CompileConfig, folder: Path, progress: Progress) -> _Context:
+    if config.calib is not None and not config.prunes:
+        raise UsageError("--calib: nothing is pruned that could be fitted to the data; add --sparsity, such as 0.5")
+    if config.calib is None and config.method != "auto":
+        raise UsageError(f"--method {config.method} needs calibration data: add --calib DATA")
     target = parse_target("cuda" if config.target == "auto" and has_gpu() else config.target)
     path = default_path() if config.cache is None else config.cache / "tuning.sqlite"
     tuner = Tuner(target, config.thread_count, config.tune.value, Database(path), config.tf32)
     return _Context(config, target, find_machine(target, config.thread_count), tuner, folder, progress)
 
 
-def _fit(program: Program, plan: Plan, context: _Context) -> tuple[Plan, tuple[Samples, Samples] | None]:
-    """With calibration data: pruned weights fitted to most of it; and that part, and the one held back to judge by."""
+def _fit(
+    program: Program, plan: Plan, context: _Context
+) -> tuple[Plan, tuple[Samples, Samples] | None, tuple[str, ...]]:
+    """With calibration data: pruned weights fitted to most of it; that part and the one held back; and notes."""
     config = context.config
     layers = [pruned.layer for pruned in plan.pruned.values() if not pruned.layer.obstacle]
     if config.calib is None or not layers:
-        return plan, None
+        return plan, None, ()
     machine = context.machine or Cpu(config.thread_count)
     session = machine.open(session_source(program.model, context.folder))
     seen, held_back = open_samples(config.calib, session, config.samples).split(HELD_BACK)
     context.progress.start("running the calibration data", None)
     calibration = gather(program, layers, seen, machine, context.folder)
     context.progress.start("fitting weights", len(layers))
-    return fit(plan, calibration, config, context.progress.advance), (seen, held_back)
+    scarcity = [
+        f"{len(calibration.scarce)} of {len(layers)} layers saw fewer rows of calibration data than they have inputs "
+        f"('{name}': {rows} rows, {inputs} inputs): their weights are fitted with damping; more samples fit better."
+        for name, (rows, inputs) in [*calibration.scarce.items()][:1]
+    ]
+    return fit(plan, calibration, config, context.progress.advance), (seen, held_back), tuple(scarcity)
 
 
 def _judge(

@@ -40,6 +40,12 @@ class Calibration:
     samples: int
     source: str
 
+    @property
+    def scarce(self) -> dict[str, tuple[int, int]]:
+        """Rows seen and inputs of the layers that saw fewer rows than they have inputs: damping makes up for it."""
+        sizes = {name: (self.rows[name], len(found.dead)) for name, found in self.statistics.items()}
+        return {name: (rows, inputs) for name, (rows, inputs) in sizes.items() if rows < inputs}
+
 
 def gather(program: Program, layers: Sequence[Layer], samples: Samples, machine: Machine, folder: Path) -> Calibration:
     """Run the model on all samples and sum Xᵀ X over the inputs X [rows, in] of each layer, in float64.

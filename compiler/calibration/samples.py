@@ -168,6 +168,9 @@ def _only_input(session: onnxruntime.InferenceSession, path: Path) -> str:
 def _sliced(arrays: Mapping[str, NDArray[Any]], session: onnxruntime.InferenceSession) -> Iterator[Mapping[str, Any]]:
     """Stacked samples, a few a run: as many as the model's batch, or `BATCH` where that is dynamic."""
     shapes = {value.name: value.shape for value in session.get_inputs()}
+    if set(arrays) != set(shapes):
+        yield arrays  # to be refused
+        return
     stacked = {name for name, array in arrays.items() if array.ndim and shapes.get(name)}
     counts = {name: len(arrays[name]) for name in stacked}
     if len(set(counts.values())) > 1:

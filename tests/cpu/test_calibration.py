@@ -105,6 +105,19 @@ def test_what_is_wrong_is_said(source: Any, words: str) -> None:
         open_samples(source, ONE, limit=10)
 
 
+def test_a_file_with_other_names(tmp_path: Path) -> None:
+    np.savez(tmp_path / "data.npz", y=X)
+    with pytest.raises(SparsecError, match=r"has the inputs \['y'\], the model expects \['x'\]"):
+        open_samples(tmp_path / "data.npz", ONE, limit=10)
+
+
+def test_options_that_would_do_nothing_are_refused() -> None:
+    with pytest.raises(UsageError, match="add --sparsity"):
+        sparsec.compile(ffn(), sparsec.CompileConfig(calib=[{"x": X}]))
+    with pytest.raises(UsageError, match="add --calib DATA"):
+        sparsec.compile(ffn(), sparsec.CompileConfig(sparsity=0.5, method="obs"))
+
+
 def test_a_loader_that_fails_is_named(tmp_path: Path) -> None:
     (tmp_path / "loader.py").write_text("def samples():\n    raise ValueError('no disk')\n")
     with pytest.raises(SparsecError, match=r"samples\(\) failed \(ValueError: no disk\)"):
@@ -164,7 +177,7 @@ def test_fitted_weights_keep_more_of_the_outputs(tmp_path: Path) -> None:
     model = ffn(inputs=inputs, hidden=512, outputs=64)
     name = model.graph.input[0].name
     data = [{name: x[i : i + 8]} for i in range(0, len(x), 8)]
-    worst = {}
+    worst, scarce = {}, []
     for method in ("magnitude", "obs"):
         config = sparsec.CompileConfig(
             layer_sparsity=(("/fc1/Gemm", 0.7),),
@@ -182,12 +195,14 @@ def test_fitted_weights_keep_more_of_the_outputs(tmp_path: Path) -> None:
         assert (fidelity.samples, fidelity.calibrated) == (48, 192)
         assert not any("accuracy was not measured" in note for note in compiled.report.notes)
         worst[method] = fidelity.worst
-    config = config.model_copy(update={"calib": None})
+        scarce += [note for note in compiled.report.notes if "fewer rows" in note]
+    config = config.model_copy(update={"calib": None, "method": "auto"})
     by_norm = sparsec.compile(model, config)
     expected = dense_outputs(model, x[192:])
     found = by_norm.run({name: x[192:]})
     norm = float(np.linalg.norm(next(iter(found.values())) - expected) / np.linalg.norm(expected))
     by_norm.close()
+    assert len(scarce) == 2 and "'/fc1/Gemm': 192 rows, 256 inputs" in scarce[0]
     assert worst["obs"] <= worst["magnitude"] * 1.05
     assert worst["obs"] < norm / 50
 
