@@ -21,6 +21,7 @@ from sparsec.codegen.kernels.cpu import EMITTERS
 from sparsec.codegen.kernels.cpu.schedule import Schedule
 from sparsec.codegen.problem import Problem
 from sparsec.codegen.target import CpuTarget, parse_cpu
+from sparsec.codegen.tune.gpu.measure import activated
 from sparsec.ir import Activation, BlockPattern, Epilogue, SparseMatrix
 
 if TYPE_CHECKING:
@@ -91,31 +92,6 @@ class Data:
             rng.standard_normal(out).astype(np.float32),
             rng.standard_normal((work.height, out)).astype(np.float32),
         )
-
-
-def activated(z: Array, e: Epilogue) -> Array:
-    """The activation in float64, by its definition."""
-    from math import erf
-
-    match e.activation:
-        case Activation.NONE:
-            return z
-        case Activation.RELU:
-            return np.maximum(z, 0)
-        case Activation.CLIP:
-            return np.clip(z, e.alpha, e.beta)
-        case Activation.LEAKY_RELU:
-            return np.where(z < 0, e.alpha * z, z)
-        case Activation.SIGMOID:
-            return 1 / (1 + np.exp(-z))
-        case Activation.TANH:
-            return np.tanh(z)
-        case Activation.GELU:
-            return z * (1 + np.vectorize(erf, otypes=[float])(z / np.sqrt(2))) / 2
-        case Activation.GELU_TANH:
-            return z * (1 + np.tanh(np.sqrt(2 / np.pi) * (z + 0.044715 * z**3))) / 2
-        case Activation.SILU:
-            return z / (1 + np.exp(-e.alpha * z))
 
 
 def expected(data: Data, epilogue: Epilogue) -> tuple[Array, Array]:

@@ -56,7 +56,7 @@ def translate(source: str, entry: str) -> str:
         r"(__forceinline__ __device__ [^;{}]*?\w+\([^{}]*\) )\{\n(.*?)\n\}", _helper, source, flags=re.DOTALL
     )
     if "asm" in re.findall(r"\w+", source):
-        raise NotImplementedError(f"assembly outside a helper: {source}")
+        raise ValueError(f"the emulation knows assembly only in helper functions of one statement: {source}")
     parameters = re.search(rf"\b{entry}\((.*?)\)", source)
     if parameters is None:
         raise ValueError(f"no device function {entry}")
@@ -78,7 +78,7 @@ def _helper(match: re.Match[str]) -> str:
 def _call(text: str, operands: str) -> str:
     """`text`, one instruction with operands %0, %1 ... as `operands` binds them, as a call of its emulation."""
     if text.count(";") != 1:
-        raise NotImplementedError(f"more than one instruction: {text}")
+        raise ValueError(f"the emulation takes one instruction at a time, not {text}")
     bound = re.findall(r'"[=+]?\w"\(((?:[^()]|\([^()]*\))*)\)', operands)
     name, _, rest = text.rstrip("; ").partition(" ")
     arguments = [re.sub(r"%(\d+)", lambda i: bound[int(i[1])], part) for part in re.findall(r"[^\s,{}\[\]]+", rest)]

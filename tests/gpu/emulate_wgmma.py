@@ -50,7 +50,7 @@ def translate(source: str, entry: str) -> str:
         r"(__forceinline__ __device__ [^;{}]*?(\w+)\([^{}]*\) )\{\n(.*?)\n\}", _helper, source, flags=re.DOTALL
     )
     if "asm" in re.findall(r"\w+", source):
-        raise NotImplementedError("assembly outside a helper")
+        raise ValueError("the emulation knows assembly only in helper functions of one statement")
     parameters = re.search(rf"\b{entry}\((.*?)\)", source)
     assert parameters, f"no device function {entry}"
     types = [re.sub(r"__restrict__|\w+$", "", part).strip() for part in parameters[1].split(",")]
@@ -84,7 +84,7 @@ def _call(text: str, operands: str) -> str:
         registers = ", ".join(f"&{name}" for name in sums.split(", "))
         return f'float* d[{n} / 2] = {{{registers}}}; ptx::wgmma("{kind}", {n}, d, {a}, {b}, {scale}, {rest});'
     if text.count(";") != 1:
-        raise NotImplementedError(f"more than one instruction: {text}")
+        raise ValueError(f"the emulation takes one instruction at a time, not {text}")
     name, _, rest = text.rstrip("; ").partition(" ")
     arguments = [part for part in re.findall(r"[^\s,{}\[\]]+", rest) if part != "_"]
     return f"ptx::{re.sub(r'[.:]+', '_', name)}({', '.join(arguments)});"

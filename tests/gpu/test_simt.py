@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
-from math import ceil, erf
+from math import ceil
 from typing import TYPE_CHECKING, Any
 
 import emulate
@@ -20,6 +20,7 @@ from sparsec.codegen.kernels.gpu import simt
 from sparsec.codegen.kernels.gpu.schedule import GpuSchedule
 from sparsec.codegen.problem import Problem
 from sparsec.codegen.target.cuda import TABLE
+from sparsec.codegen.tune.gpu.measure import activated
 from sparsec.ir import Activation, BlockPattern, Epilogue, SparseMatrix
 from sparsec.ir.sparse_matrix import DTYPES
 
@@ -88,29 +89,6 @@ class Data:
             rng.standard_normal(out).astype(dtype),
             rng.standard_normal((work.height, out)).astype(dtype),
         )
-
-
-def activated(z: Array, e: Epilogue) -> Array:
-    """The activation in float64, by its definition."""
-    match e.activation:
-        case Activation.NONE:
-            return z
-        case Activation.RELU:
-            return np.maximum(z, 0)
-        case Activation.CLIP:
-            return np.clip(z, e.alpha, e.beta)
-        case Activation.LEAKY_RELU:
-            return np.where(z < 0, e.alpha * z, z)
-        case Activation.SIGMOID:
-            return 1 / (1 + np.exp(-z))
-        case Activation.TANH:
-            return np.tanh(z)
-        case Activation.GELU:
-            return z * (1 + np.vectorize(erf, otypes=[float])(z / np.sqrt(2))) / 2
-        case Activation.GELU_TANH:
-            return z * (1 + np.tanh(np.sqrt(2 / np.pi) * (z + 0.044715 * z**3))) / 2
-        case Activation.SILU:
-            return z / (1 + np.exp(-e.alpha * z))
 
 
 def expected(data: Data, epilogue: Epilogue) -> tuple[Array, Array]:
