@@ -21,6 +21,8 @@ DATA = "model.onnx.data"
 LIBRARY = "libsparsec_ops.so"
 REPORT = "report.json"
 MANIFEST = "manifest.json"
+# Solved weights, for another budget or point of the frontier; nothing needs it, and it may be deleted.
+SOLUTIONS = "cache"
 
 
 def check_output(out: Path, force: bool) -> None:
@@ -46,7 +48,7 @@ def _is_ours(out: Path) -> bool:
     names = {entry.name for entry in out.iterdir()}
     if not names:
         return True
-    return names <= {MODEL, DATA, LIBRARY, REPORT, MANIFEST} and "sparsec" in _manifest_or_empty(out)
+    return names <= {MODEL, DATA, LIBRARY, REPORT, MANIFEST, SOLUTIONS} and "sparsec" in _manifest_or_empty(out)
 
 
 def _manifest_or_empty(out: Path) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ..ir import Timing
-    from .driver import Progress
+    from .context import Progress
     from .pair import Pair
 
 

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from ..ir import UsageError, parse_pattern
 from ..passes.solve import METHODS
+from .calibration.metric import Drop, parse_drop
 
 # Layers with fewer weights than this are too small for a sparse operator to pay.
 TINY_WEIGHTS = 16_384
@@ -29,12 +30,12 @@ class CompileConfig(BaseModel):
     """Options of `sparsec.compile`; every one is also an option of the command line.
 
     Attributes:
-        sparsity: share of zeros that pruning aims at in each layer, 0 to 1. None changes no weight: the zeros that
-            are there are compiled.
+        sparsity: share of zeros that pruning aims at, 0 to 1: in each layer, or with `calib` over all of them, where
+            the error is least. None changes no weight: the zeros that are there are compiled.
         layer_sparsity: exceptions by layer name or glob, in order; the last that matches counts. A layer that is named
             here is pruned even where the defaults would leave it (the model's last layer, tiny ones).
-        pattern: the shape of sparsity that pruning makes: "block:RxC" or "group:g". Zeros that are already there keep
-            their own shape.
+        pattern: the shape of sparsity that pruning makes: "block:RxC" or "group:g"; with `calib` several, separated by
+            commas, of which each layer gets one. Zeros that are already there keep their own shape.
         target: "auto" (this machine's GPUs where ONNX Runtime has its CUDA provider, else its CPU), "cpu", "cpu:NAME"
             with LLVM's name of one, "cuda", or "cuda:ARCH" with one or more architectures, such as "cuda:sm_80+sm_90".
         batch: batch sizes that must all get faster. Empty: the model's own, or 1 where it is dynamic.
@@ -50,6 +51,14 @@ class CompileConfig(BaseModel):
         calib: calibration data (see `sparsec.compiler.calibration.open_samples`): the weights that stay are then fitted
             to the layers' outputs on it, and the last fifth is held back to measure what became of the model's.
         samples: how many samples to take.
+        labels: an .npy or array of one label a sample of `calib`; not needed where the data has an array "labels".
+        eval_data, eval_labels: data like `calib` to measure the metric on, instead of the last fifth of `calib`.
+        metric: "top1", "top5", "mse", "cosine", "spearman", "perplexity", "FILE.py:FUNCTION" or a function; None for
+            one that suits labels and outputs. Without labels the dense model's outputs are the reference.
+        speedup: how much faster the whole model must get, at every batch size: with the least error.
+        max_drop: how much worse the metric may get, "1%" of the dense model's or "0.01": as fast as that allows.
+        pick: number of the frontier's point to make, instead of what the budget chooses; 0 is the dense model.
+        solutions: folder in which solved weights are kept, so that another budget or point needs no second solving.
         method: of choosing and fitting weights: "auto" or one of `sparsec.passes.solve.METHODS`.
         cache: folder of the tuning database. None: the user's cache folder.
     """
@@ -72,13 +81,21 @@ class CompileConfig(BaseModel):
     calib: Any = None
     samples: Annotated[int, Field(ge=1)] = 256
     method: str = "auto"
+    labels: Any = None
+    eval_data: Any = None
+    eval_labels: Any = None
+    metric: Any = None
+    speedup: Annotated[float, Field(gt=1)] | None = None
+    max_drop: str | None = None
+    pick: Annotated[int, Field(ge=0)] | None = None
+    solutions: Path | None = None
     cache: Path | None = None
 
     @field_validator("pattern")
     @classmethod
     def _known_pattern(cls, text: str) -> str:
         try:
-            return str(parse_pattern(text))
+            return ",".join(str(parse_pattern(part.strip())) for part in text.split(","))
         except UsageError as error:
             raise ValueError(str(error)) from error
 
@@ -89,10 +106,33 @@ class CompileConfig(BaseModel):
             raise ValueError(f"'{name}' is no method of pruning: expected auto, {', '.join(METHODS)}")
         return name
 
+    @field_validator("max_drop")
+    @classmethod
+    def _known_drop(cls, text: str | None) -> str | None:
+        try:
+            return None if text is None else str(parse_drop(text))
+        except UsageError as error:
+            raise ValueError(str(error)) from error
+
+    @property
+    def patterns(self) -> tuple[str, ...]:
+        """One or more."""
+        return tuple(self.pattern.split(","))
+
+    @property
+    def budgeted(self) -> bool:
+        """Whether speed or accuracy is the target, not a share of zeros."""
+        return self.speedup is not None or self.max_drop is not None
+
+    @property
+    def drop_limit(self) -> Drop | None:
+        """`max_drop`, read."""
+        return None if self.max_drop is None else parse_drop(self.max_drop)
+
     @property
     def prunes(self) -> bool:
         """Whether any weight may be changed."""
-        return self.sparsity is not None or bool(self.layer_sparsity)
+        return self.sparsity is not None or bool(self.layer_sparsity) or self.budgeted
 
     def wanted_sparsity(self, layer: str) -> tuple[float | None, bool]:
         """The sparsity asked for `layer`, and whether it was asked for by name."""

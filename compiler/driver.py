@@ -4,30 +4,31 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import tempfile
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..codegen.ort.library import build_library
-from ..codegen.problem import Problem
-from ..codegen.target import Target, parse_target
-from ..codegen.tune import Database, Tuned, Tuner, default_path
 from ..ir import Decision, SparsecError, UsageError
 from . import artifact
-from .calibration import Samples, gather, open_samples
+from .budget import Fitting, Search
+from .calibration import has_rows
 from .config import CompileConfig
+from .context import Context, Progress, Silent, make_context
 from .decide import Bench, choose, compare_layer, compare_models, predicted_timings, settle, sparse_decision
 from .exporter import SparseOp, export, save, session_source
 from .frontend import read
-from .machine import Cpu, Machine, find_machine, has_gpu
-from .plan import Candidate, Plan, fit, make_plan
+from .kernels import distinct_kernels, make_kernels, sparse_op
+from .machine import Cpu, Machine
+from .plan import Candidate, Plan, make_plan, with_weights
 from .probe import Workload, probe
-from .report import Fidelity, Report, SurveyPoint, Verification
+from .report import Fidelity, Quality, Report, SurveyPoint, Verification
 from .runtime import run_session
 
 if TYPE_CHECKING:
@@ -35,45 +36,19 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from ..codegen.kernel import Kernel
+    from ..codegen.tune import Tuned
     from ..ir import Layer, Program, Timing
+    from .budget import Chosen
 
 # Sparsities that the survey of a dense model measures.
 SURVEY = (0.5, 0.7, 0.8, 0.9)
+# What of the configuration is said by paths or objects of this machine.
+_LOCAL = {"cache", "inputs", "calib", "labels", "eval_data", "eval_labels", "metric", "solutions"}
 # Above this relative error against the dense model with the same weights an artifact is wrong, not merely rounded. Half
 # precision rounds after every operator, and the sparse one has fewer of them.
 WRONG, WRONG_16_BITS = 1e-2, 1e-1
-# Share of the calibration data that no weight is fitted to.
-HELD_BACK = 0.2
-
-
-class Progress(Protocol):
-    """What the library tells about its work; it never prints."""
-
-    def start(self, stage: str, total: int | None) -> None:
-        """A stage of `total` steps begins (None: unknown)."""
-
-    def advance(self, detail: str = "") -> None:
-        """One step is done."""
-
-
-class _Silent:
-    def start(self, stage: str, total: int | None) -> None:
-        pass
-
-    def advance(self, detail: str = "") -> None:
-        pass
-
-
-@dataclass(frozen=True)
-class _Context:
-    """What every step needs and none changes."""
-
-    config: CompileConfig
-    target: Target
-    machine: Machine | None
-    tuner: Tuner
-    folder: Path
-    progress: Progress
+# What a layer is planned with where a budget will choose its sparsity.
+PLANNED = 0.8
 
 
 @dataclass(frozen=True)
@@ -105,29 +80,31 @@ def compile(
     config = config or CompileConfig()
     scratch = tempfile.TemporaryDirectory(prefix="sparsec-")
     try:
-        context = _make_context(config, Path(scratch.name), progress or _Silent())
+        _check(config)
+        context = make_context(config, Path(scratch.name), progress or Silent())
         # Step 1. Read the model and find its layers.
         program = read(model)
-        # Step 2. Choose the weights that each layer would have.
-        plan = make_plan(program, config, context.target)
-        plan, data, scarcity = _fit(program, plan, context)
+        # Step 2. Choose which layers are pruned, by norm.
+        plan = _plan(program, context)
         # Step 3. Run the model once: which shapes reach its layers.
         workload = probe(program, config, context.folder, context.machine)
-        # Step 4. Compile and tune kernels; keep what is faster by itself, then what is faster together.
-        outcome = _decide(program, plan.candidates, workload, context)
-        # Step 5. Write the artifact.
-        out = context.folder / "artifact"
-        out.mkdir()
-        dense = _dense_weights(plan, outcome, context.config)
-        save(export(program, outcome.ops, dense), out / artifact.MODEL)
-        build_library(outcome.kernels, out / artifact.LIBRARY, context.target.cpu.requires)
-        # Step 6. Run it against the dense model with the same weights.
-        verification = _verify(program, outcome, dense, workload, context)
-        fidelity = _judge(program, data, outcome, context)
-        # Step 7. For what is dense, measure what pruning would bring.
-        survey = _survey(program, plan.candidates, workload, context)
-        # Step 8. Tell everything.
-        decisions = _decisions(program, plan.reasons, outcome, dense)
+        # Step 4. With data: choose and fit their weights. Under a budget, until an artifact holds.
+        for attempt, fitting, search in _attempts(program, plan, workload, context):
+            # Step 5. Compile and tune kernels; keep what is faster by itself, then what is faster together.
+            outcome = _decide(program, attempt.candidates, workload, context)
+            # Step 6. Write the artifact.
+            weights = _Weights.of(attempt, outcome, config)
+            out = _write(program, outcome, weights, context)
+            # Step 7. Run it against the dense model with the same weights, and against the one that came.
+            verification = _verify(program, outcome, weights, workload, context)
+            fidelity, quality = _judge(program, fitting, outcome, context)
+            if search is None or not search.next(outcome.timings, quality):
+                break
+        # Step 8. For what is dense, measure what pruning would bring.
+        survey = _survey(program, attempt.candidates, workload, context)
+        # Step 9. Tell everything.
+        decisions = _decisions(program, attempt.reasons, outcome, weights)
+        data_notes = () if fitting is None else fitting.notes
         report = Report(
             model=program.source.name if program.source else "",
             target=str(context.target),
@@ -138,12 +115,17 @@ def compile(
             survey=survey,
             verification=verification,
             fidelity=fidelity,
-            notes=(*scarcity, *_notes(decisions, plan.candidates, workload, outcome, context)),
-            bytes_before=_model_bytes(program),
+            quality=quality,
+            frontier=() if search is None else search.frontier,
+            missed="" if search is None else search.missed,
+            notes=(*data_notes, *_notes(decisions, attempt.candidates, workload, outcome, context)),
+            bytes_before=program.nbytes,
             bytes_after=sum(p.stat().st_size for p in out.iterdir() if p.name != artifact.LIBRARY),
             seconds=time.perf_counter() - start,
         )
         _describe(out, report, outcome, context)
+        if (context.folder / artifact.SOLUTIONS).exists():
+            (context.folder / artifact.SOLUTIONS).rename(out / artifact.SOLUTIONS)
         return CompiledModel(report, scratch)
     except BaseException:
         scratch.cleanup()
@@ -187,83 +169,108 @@ class CompiledModel:
         return Path(self._scratch.name) / "artifact"
 
 
-def _make_context(config: CompileConfig, folder: Path, progress: Progress) -> _Context:
-    if config.calib is not None and not config.prunes:
-        raise UsageError("--calib: nothing is pruned that could be fitted to the data; add --sparsity, such as 0.5")
-    if config.calib is None and config.method != "auto":
-        raise UsageError(f"--method {config.method} needs calibration data: add --calib DATA")
-    target = parse_target("cuda" if config.target == "auto" and has_gpu() else config.target)
-    path = default_path() if config.cache is None else config.cache / "tuning.sqlite"
-    tuner = Tuner(target, config.thread_count, config.tune.value, Database(path), config.tf32)
-    return _Context(config, target, find_machine(target, config.thread_count), tuner, folder, progress)
-
-
-def _fit(
-    program: Program, plan: Plan, context: _Context
-) -> tuple[Plan, tuple[Samples, Samples] | None, tuple[str, ...]]:
-    """With calibration data: pruned weights fitted to most of it; that part and the one held back; and notes."""
-    config = context.config
-    layers = [pruned.layer for pruned in plan.pruned.values() if not pruned.layer.obstacle]
-    if config.calib is None or not layers:
-        return plan, None, ()
-    machine = context.machine or Cpu(config.thread_count)
-    session = machine.open(session_source(program.model, context.folder))
-    seen, held_back = open_samples(config.calib, session, config.samples).split(HELD_BACK)
-    context.progress.start("running the calibration data", None)
-    calibration = gather(program, layers, seen, machine, context.folder)
-    context.progress.start("fitting weights", len(layers))
-    scarcity = [
-        f"{len(calibration.scarce)} of {len(layers)} layers saw fewer rows of calibration data than they have inputs "
-        f"('{name}': {rows} rows, {inputs} inputs): their weights are fitted with damping; more samples fit better."
-        for name, (rows, inputs) in [*calibration.scarce.items()][:1]
+def _check(config: CompileConfig) -> None:
+    """Refuse options that contradict each other or would have no effect."""
+    goals = [
+        name
+        for name, given in (
+            ("--sparsity", config.sparsity is not None),
+            ("--speedup", config.speedup is not None),
+            ("--max-drop", config.max_drop is not None),
+        )
+        if given
     ]
-    return fit(plan, calibration, config, context.progress.advance), (seen, held_back), tuple(scarcity)
+    if len(goals) > 1:
+        raise UsageError(f"{' and '.join(goals)}: give one target; the others are what it costs, and are reported")
+    if config.calib is not None and not config.prunes:
+        raise UsageError(
+            "--calib: nothing is pruned that could be fitted to the data; add --sparsity, such as 0.5, --speedup, such "
+            "as 2, or --max-drop, such as 1%"
+        )
+    if config.pick is not None and not config.budgeted:
+        raise UsageError("--pick chooses a point of the frontier of --speedup or --max-drop: add the one it came from")
+    if config.calib is not None:
+        return
+    needing = {
+        f"--method {config.method}": config.method != "auto",
+        "--speedup": config.speedup is not None,
+        "--max-drop": config.max_drop is not None,
+        "--metric": config.metric is not None,
+        "--labels": config.labels is not None,
+        "--eval": config.eval_data is not None,
+        f"--pattern {config.pattern}": len(config.patterns) > 1,
+    }
+    for option, given in needing.items():
+        if given:
+            raise UsageError(f"{option} needs calibration data: add --calib DATA")
+
+
+def _plan(program: Program, context: Context) -> Plan:
+    """By norms, as long as there is no data. Under a budget the zeros are chosen later."""
+    config = context.config
+    planned = config.model_copy(update={"sparsity": PLANNED}) if config.budgeted else config
+    return make_plan(program, planned, context.target)
+
+
+def _attempts(
+    program: Program, plan: Plan, workload: Workload, context: Context
+) -> Iterator[tuple[Plan, Fitting | None, Search | None]]:
+    """The plan; with data its weights fitted; under a budget one plan after the other until one holds."""
+    if context.config.calib is None or not any(has_rows(pruned.layer) for pruned in plan.pruned.values()):
+        yield plan, None, None
+        return
+    fitting = Fitting(program, plan, workload, context, timed=context.config.budgeted)
+    if not context.config.budgeted:
+        yield _chosen(plan, fitting, fitting.at_sparsity()), fitting, None
+        return
+    search = Search(fitting, context, _dense_times(program, workload, context))
+    while True:
+        yield _chosen(plan, fitting, search.chosen), fitting, search
+
+
+def _chosen(plan: Plan, fitting: Fitting, chosen: Chosen | None) -> Plan:
+    weights, patterns = (chosen.weights, chosen.patterns) if chosen is not None else ({}, {})
+    return with_weights(plan, weights, patterns, fitting.layers)
+
+
+def _dense_times(program: Program, workload: Workload, context: Context) -> tuple[float, ...]:
+    """Microseconds of the whole dense model, by batch size."""
+    machine = context.machine or Cpu(context.config.thread_count)
+    first, second = (machine.open(session_source(program.model, context.folder)) for _ in range(2))
+    return tuple(machine.compare(first, second, feeds).dense_us for feeds in workload.feeds.values())
 
 
 def _judge(
-    program: Program, data: tuple[Samples, Samples] | None, outcome: _Outcome, context: _Context
-) -> Fidelity | None:
-    """How far the artifact's outputs are from the dense model's on data that no weight was fitted to."""
+    program: Program, fitting: Fitting | None, outcome: _Outcome, context: Context
+) -> tuple[Fidelity | None, Quality | None]:
+    """The artifact's outputs on data that no weight was fitted to."""
     machine = _checker(outcome, context)
-    if data is None or machine is None:
-        return None
-    seen, held_back = data
-    dense = machine.open(session_source(program.model, context.folder))
+    if fitting is None or machine is None:
+        return None, None
     folder = context.folder / "artifact"
-    sparse = machine.open(folder / artifact.MODEL, folder / artifact.LIBRARY)
-    names = [output.name for output in dense.get_outputs()]
-    lost, power = dict.fromkeys(names, 0.0), dict.fromkeys(names, 0.0)
-    for feeds in held_back.runs:
-        for name, expected, found in zip(names, run_session(dense, feeds), run_session(sparse, feeds), strict=True):
-            if isinstance(expected, np.ndarray) and expected.dtype.kind == "f":
-                wide = expected.astype(np.float64)
-                lost[name] += float(np.square(found - wide).sum())
-                power[name] += float(np.square(wide).sum())
-    errors = {name: (lost[name] / power[name]) ** 0.5 for name in names if power[name]}
-    return Fidelity(errors, held_back.count, seen.count, seen.name, held_back is not seen)
+    session = machine.open(folder / artifact.MODEL, folder / artifact.LIBRARY)
+    names = [output.name for output in session.get_outputs()]
+    return fitting.judge.quality(lambda feeds: dict(zip(names, run_session(session, feeds), strict=True)))
 
 
-def _decide(program: Program, candidates: Mapping[str, Candidate], workload: Workload, context: _Context) -> _Outcome:
+def _decide(program: Program, candidates: Mapping[str, Candidate], workload: Workload, context: Context) -> _Outcome:
     """Kernels for all candidates, then the choice: measured where the target is this machine, predicted elsewhere."""
     if not candidates or not workload.feeds:
         why = f"the model could not be run to measure it: {workload.failure}"
         return _Outcome({}, (), {name: _dense(c.layer, why) for name, c in candidates.items()}, ())
-    tuned = _make_kernels(candidates, workload, context)
-    ops = {
-        name: SparseOp(candidate.matrix, tuned[name].kernel.name, context.config.thread_count)
-        for name, candidate in candidates.items()
-    }
+    tuned = make_kernels(candidates, workload, context)
+    ops = {name: sparse_op(candidate, tuned[name], context) for name, candidate in candidates.items()}
     if context.machine is not None:
         decisions, timings = _measure(program, candidates, ops, tuned, workload, context, context.machine)
     else:
         decisions, timings = _predict(candidates, tuned, workload, context), ()
     stay = [name for name in candidates if decisions[name].choice == "sparse"]
-    kernels = _distinct(tuned[name].kernel for name in stay)
+    kernels = distinct_kernels(tuned[name] for name in stay)
     return _Outcome({name: ops[name] for name in stay}, kernels, decisions, timings)
 
 
 def _predict(
-    candidates: Mapping[str, Candidate], tuned: Mapping[str, Tuned], workload: Workload, context: _Context
+    candidates: Mapping[str, Candidate], tuned: Mapping[str, Tuned], workload: Workload, context: Context
 ) -> dict[str, Decision]:
     """For machines that are elsewhere: by a cost model for GPUs; CPUs have none, and get what was asked for."""
     decisions = {}
@@ -284,12 +291,12 @@ def _measure(
     ops: Mapping[str, SparseOp],
     tuned: Mapping[str, Tuned],
     workload: Workload,
-    context: _Context,
+    context: Context,
     machine: Machine,
 ) -> tuple[dict[str, Decision], tuple[Timing, ...]]:
     """Each layer by itself, then the whole model, inside ONNX Runtime."""
     library = context.folder / "candidates.so"
-    build_library(_distinct(one.kernel for one in tuned.values()), library, context.target.cpu.requires)
+    build_library(distinct_kernels(tuned.values()), library, context.target.cpu.requires)
     threads, database = context.config.thread_count, context.tuner.database
     bench = Bench(library, context.folder, machine, threads, context.target, database)
 
@@ -319,42 +326,46 @@ def _measure(
     return decisions, model_timings
 
 
-def _make_kernels(candidates: Mapping[str, Candidate], workload: Workload, context: _Context) -> dict[str, Tuned]:
-    """A kernel a candidate, shared by those that pose the same problem."""
-    problems: dict[str, tuple[Problem, tuple[int, ...]]] = {}
-    for name, candidate in candidates.items():
-        rows = tuple(dict.fromkeys(workload.rows(name, batch) for batch in workload.batches))
-        problems[name] = (Problem.of(candidate.matrix, candidate.layer.epilogue), rows)
-    distinct = dict.fromkeys(problems.values())
-    context.progress.start("tuning kernels", len(distinct))
-    made = {}
-    for problem, rows in distinct:
-        made[problem, rows] = context.tuner.kernel(problem, rows)
-        context.progress.advance(problem.key)
-    return {name: made[key] for name, key in problems.items()}
-
-
 def _words(tuned: Tuned) -> str:
     return "; ".join(f"{rows} rows: {schedule}" for rows, schedule in tuned.schedules.items())
 
 
-def _distinct(kernels: Iterable[Kernel]) -> tuple[Kernel, ...]:
-    return tuple({kernel.name: kernel for kernel in kernels}.values())
+@dataclass(frozen=True)
+class _Weights:
+    """What the artifact has other than the model's.
+
+    Attributes:
+        dense: new weights of layers that stay dense: none, but for `prune_all`.
+        biases: that go with new weights, dense or sparse.
+    """
+
+    dense: dict[str, NDArray[np.float32]]
+    biases: dict[str, NDArray[np.float32]]
+
+    @classmethod
+    def of(cls, plan: Plan, outcome: _Outcome, config: CompileConfig) -> _Weights:
+        """Of the plan, where the outcome is sparse or dense layers are pruned too."""
+        dense = {n: one.weight for n, one in plan.pruned.items() if n not in outcome.ops} if config.prune_all else {}
+        new = {name: one for name, one in plan.pruned.items() if name in outcome.ops or name in dense}
+        return cls(dense, {name: one.bias for name, one in new.items() if one.bias is not None})
 
 
-def _dense_weights(plan: Plan, outcome: _Outcome, config: CompileConfig) -> dict[str, NDArray[np.float32]]:
-    """New weights of layers that stay dense: none, but for `prune_all`."""
-    if not config.prune_all:
-        return {}
-    return {name: pruned.weight for name, pruned in plan.pruned.items() if name not in outcome.ops}
+def _write(program: Program, outcome: _Outcome, weights: _Weights, context: Context) -> Path:
+    """The artifact's folder, with model and library; what an earlier attempt left there goes."""
+    out = context.folder / "artifact"
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir()
+    save(export(program, outcome.ops, weights.dense, weights.biases), out / artifact.MODEL)
+    build_library(outcome.kernels, out / artifact.LIBRARY, context.target.cpu.requires)
+    return out
 
 
 def _verify(
     program: Program,
     outcome: _Outcome,
-    dense: Mapping[str, NDArray[np.float32]],
+    weights: _Weights,
     workload: Workload,
-    context: _Context,
+    context: Context,
 ) -> Verification | None:
     """The largest difference between the artifact and the dense model with the same weights.
 
@@ -365,7 +376,7 @@ def _verify(
     if not workload.feeds or machine is None:
         return None
     masked = {name: op.matrix.to_dense() for name, op in outcome.ops.items()}
-    reference = export(program, {}, {**masked, **dense})
+    reference = export(program, {}, {**masked, **weights.dense}, weights.biases)
     session = machine.open(session_source(reference, context.folder))
     feeds = next(iter(workload.feeds.values()))
     expected = run_session(session, feeds)
@@ -382,7 +393,7 @@ def _verify(
     return Verification(error, len(expected), workload.inputs)
 
 
-def _checker(outcome: _Outcome, context: _Context) -> Machine | None:
+def _checker(outcome: _Outcome, context: Context) -> Machine | None:
     """Where the artifact's results can be checked: the target itself, else this CPU if it has all kernels."""
     if context.machine is not None:
         return context.machine
@@ -406,7 +417,7 @@ def relative_error(expected: Any, actual: Any) -> float:
 
 
 def _survey(
-    program: Program, kept: Mapping[str, Candidate], workload: Workload, context: _Context
+    program: Program, kept: Mapping[str, Candidate], workload: Workload, context: Context
 ) -> tuple[SurveyPoint, ...]:
     """The whole model with its dense layers pruned at several sparsities; weights are masked for this only."""
     config = context.config
@@ -441,14 +452,14 @@ def _decisions(
     program: Program,
     reasons: Mapping[str, str],
     outcome: _Outcome,
-    dense: Mapping[str, NDArray[np.float32]],
+    weights: _Weights,
 ) -> tuple[Decision, ...]:
     """One a layer, in the order of the graph."""
     decisions = []
     for layer in program.layers:
         decision = outcome.decisions.get(layer.name) or _dense(layer, reasons[layer.name])
-        if layer.name in dense:
-            zeros = float((dense[layer.name] == 0).mean())
+        if layer.name in weights.dense:
+            zeros = float((weights.dense[layer.name] == 0).mean())
             decision = dataclasses.replace(decision, zeros_after=zeros, pruned=True)
         decisions.append(decision)
     return tuple(decisions)
@@ -459,7 +470,7 @@ def _notes(
     candidates: Mapping[str, Candidate],
     workload: Workload,
     outcome: _Outcome,
-    context: _Context,
+    context: Context,
 ) -> tuple[str, ...]:
     notes = []
     if workload.failure:
@@ -475,16 +486,7 @@ def _notes(
     return tuple(notes)
 
 
-def _model_bytes(program: Program) -> int:
-    """Size of the model as it would be saved, from its tensors."""
-    total = 0
-    for graph in program.model.graphs():
-        for value in graph.initializers.values():
-            total += value.const_value.nbytes if value.const_value is not None else 0
-    return total
-
-
-def _describe(out: Path, report: Report, outcome: _Outcome, context: _Context) -> None:
+def _describe(out: Path, report: Report, outcome: _Outcome, context: Context) -> None:
     """Write report.json and manifest.json."""
     from importlib.metadata import version
 
@@ -494,7 +496,7 @@ def _describe(out: Path, report: Report, outcome: _Outcome, context: _Context) -
         "versions": {name: version(name) for name in packages},
         "target": report.target,
         "requires": list(context.target.cpu.requires),
-        "config": context.config.model_dump(mode="json", exclude={"cache", "inputs", "calib"}),
+        "config": context.config.model_dump(mode="json", exclude=_LOCAL),
         "kernels": [
             {
                 "name": kernel.name,

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import onnxruntime
 
     from .config import CompileConfig
-    from .driver import Progress
+    from .context import Progress
     from .machine import Machine
     from .probe import Workload
 

@@ -12,18 +12,17 @@ import numpy as np
 from ..ir import Layer, LayerKind, SparseMatrix, UsageError, parse_pattern
 from ..passes.prune import find_pattern, prune_by_norm
 from ..passes.prune.keep import LEAST_ZEROS
-from ..passes.solve import solve
 from .config import TINY_WEIGHTS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Collection, Mapping
 
     import onnx_ir
     from numpy.typing import NDArray
 
     from ..codegen.target import Target
     from ..ir import Program
-    from .calibration import Calibration
+    from .calibration import Weights
     from .config import CompileConfig
 
 # Operators between a classifier's last layer and the model's output.
@@ -57,11 +56,13 @@ class Pruned:
         layer: as found.
         sparsity: share of zeros aimed at.
         weight: [out, in] float32.
+        bias: [out] float32 that goes with it; None for the layer's own.
     """
 
     layer: Layer
     sparsity: float
     weight: NDArray[np.float32]
+    bias: NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,7 @@ def make_plan(program: Program, config: CompileConfig, target: Target | None = N
         elif isinstance(outcome, Pruned):
             pruned[layer.name] = outcome
             candidates[layer.name] = Candidate(
-                layer, parse_pattern(config.pattern).pack(outcome.weight, layer.dtype), True
+                layer, parse_pattern(config.patterns[0]).pack(outcome.weight, layer.dtype), True
             )
         else:
             reasons[layer.name] = outcome
@@ -112,40 +113,32 @@ def make_plan(program: Program, config: CompileConfig, target: Target | None = N
     return Plan(candidates, reasons, pruned)
 
 
-def fit(
-    plan: Plan, calibration: Calibration, config: CompileConfig, done: Callable[[str], None] = lambda name: None
+def with_weights(
+    plan: Plan, weights: Mapping[str, Weights], patterns: Mapping[str, str], tried: Collection[str]
 ) -> Plan:
-    """The plan with the weights that sparsec prunes chosen and fitted by the solver instead of by their norms.
+    """The plan with weights that were fitted to data.
 
     Args:
         plan: made without data.
-        calibration: statistics of the pruned layers' inputs; a layer without any keeps its weights by norm.
-        config: pattern and method.
-        done: is told the name of each layer that was solved.
+        weights: by layer name.
+        patterns: of these weights, by layer name.
+        tried: layers that could have been pruned; those without weights stay as they came.
     """
-    fitted = {}
-    for name, pruned in plan.pruned.items():
-        statistics = calibration.statistics.get(name)
-        if statistics is not None:
-            pattern, density = parse_pattern(config.pattern), 1 - pruned.sparsity
-            weight = solve(pruned.layer.weight, statistics, pattern, density, config.method)
-            pruned = replace(pruned, weight=weight)
-            done(name)
-        fitted[name] = pruned
-    return replace(plan, candidates=_repacked(plan.candidates, fitted, config), pruned=fitted)
-
-
-def _repacked(
-    candidates: Mapping[str, Candidate], pruned: Mapping[str, Pruned], config: CompileConfig
-) -> dict[str, Candidate]:
-    """The candidates with their pruned weights."""
-    pattern = parse_pattern(config.pattern)
-    return {
-        name: replace(candidate, matrix=pattern.pack(pruned[name].weight, candidate.layer.dtype))
-        if candidate.pruned
-        else candidate
-        for name, candidate in candidates.items()
-    }
+    candidates, reasons, pruned = dict(plan.candidates), dict(plan.reasons), dict(plan.pruned)
+    for name in tried:
+        new = weights.get(name)
+        if new is None:
+            del pruned[name]
+            if candidates.pop(name, None) is not None:
+                reasons[name] = "pruning it costs more than it brings here"
+            continue
+        sparsity = float((new.matrix == 0).mean())
+        pruned[name] = replace(pruned[name], sparsity=sparsity, weight=new.matrix, bias=new.bias)
+        if name in candidates:
+            layer = candidates[name].layer
+            matrix = parse_pattern(patterns[name]).pack(new.matrix, layer.dtype)
+            candidates[name] = replace(candidates[name], matrix=matrix)
+    return Plan(candidates, reasons, pruned)
 
 
 def _check_names(program: Program, config: CompileConfig) -> None:
@@ -167,7 +160,7 @@ def _obstacle(layer: Layer, target: Target | None) -> str:
 
 def _prune(layer: Layer, config: CompileConfig, sparsity: float) -> Pruned:
     """By norm, as long as there is no data."""
-    return Pruned(layer, sparsity, prune_by_norm(layer.weight, parse_pattern(config.pattern), sparsity))
+    return Pruned(layer, sparsity, prune_by_norm(layer.weight, parse_pattern(config.patterns[0]), sparsity))
 
 
 def _consider(layer: Layer, config: CompileConfig, is_last: bool, obstacle: str) -> Candidate | Pruned | str:

@@ -64,6 +64,47 @@ class Fidelity:
 
 
 @dataclass(frozen=True, slots=True)
+class Quality:
+    """The artifact's metric, on the samples of `Fidelity`.
+
+    Attributes:
+        metric: its name.
+        higher_is_better: otherwise lower is.
+        against: "labels", or "the dense model's outputs".
+        dense, value: of the dense model, and of the artifact.
+        limit: the drop that was allowed, as it was said, or "".
+    """
+
+    metric: str
+    higher_is_better: bool
+    against: str
+    dense: float
+    value: float
+    limit: str
+
+
+@dataclass(frozen=True, slots=True)
+class FrontierPoint:
+    """What another budget would have bought, layers pruned as measured but not yet fitted to each other.
+
+    Attributes:
+        speedups: of the whole model, one a batch size; estimated: the sum of what the layers gain by themselves.
+        zeros: share of zeros among the weights that may be pruned.
+        metric: of `Quality`, measured on the same samples; None where the outputs have none (NaN).
+        nbytes: estimated size of the model.
+        layers: how many are sparse.
+        chosen: whether the artifact was made from it; its own numbers, after fitting, are the report's.
+    """
+
+    speedups: tuple[float, ...]
+    zeros: float
+    metric: float | None
+    nbytes: int
+    layers: int
+    chosen: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
     """The whole record.
 
@@ -74,7 +115,9 @@ class Report:
         timings: the whole model, dense against the artifact, one a batch size; empty where nothing could be measured.
         survey: only for the plain command on a model with dense layers.
         verification: None where the model could not be run.
-        fidelity: None without calibration data.
+        fidelity, quality: None without calibration data.
+        frontier: the fastest last; only with a budget of speed or accuracy.
+        missed: which target was not reached and what stood in the way, or "".
         notes: what a user should know and no table shows: a warning a sentence.
         bytes_before, bytes_after: sizes of the models, external data included.
         seconds: time the compilation took.
@@ -89,6 +132,9 @@ class Report:
     survey: tuple[SurveyPoint, ...] = ()
     verification: Verification | None = None
     fidelity: Fidelity | None = None
+    quality: Quality | None = None
+    frontier: tuple[FrontierPoint, ...] = ()
+    missed: str = ""
     notes: tuple[str, ...] = field(default=())
     bytes_before: int = 0
     bytes_after: int = 0

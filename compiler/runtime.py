@@ -52,14 +52,16 @@ def open_session(
         raise SparsecError(f"ONNX Runtime {onnxruntime.__version__} cannot load the model: {_words(error)}") from error
 
 
-def run_session(session: onnxruntime.InferenceSession, feeds: Mapping[str, Array]) -> list[Any]:
-    """All outputs of one run.
+def run_session(
+    session: onnxruntime.InferenceSession, feeds: Mapping[str, Array], names: Sequence[str] | None = None
+) -> list[Any]:
+    """The outputs of one run: those named, or all.
 
     Raises:
         SparsecError: ONNX Runtime cannot run the model on these inputs.
     """
     try:
-        return list(session.run(None, dict(feeds)))
+        return list(session.run(names, dict(feeds)))
     except Exception as error:  # onnxruntime's exceptions share no base class of their own
         shapes = ", ".join(f"{name} {array.dtype}{list(array.shape)}" for name, array in feeds.items())
         raise SparsecError(f"ONNX Runtime cannot run the model on inputs {shapes}: {_words(error)}") from error

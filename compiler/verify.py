@@ -13,7 +13,7 @@ from .runtime import run_session
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from .driver import Progress
+    from .context import Progress
     from .pair import Pair
 
 

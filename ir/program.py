@@ -26,3 +26,9 @@ class Program:
     model: onnx_ir.Model
     layers: tuple[Layer, ...]
     source: Path | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Of the model's tensors, which is nearly its size as a file."""
+        tensors = (value.const_value for graph in self.model.graphs() for value in graph.initializers.values())
+        return sum(tensor.nbytes for tensor in tensors if tensor is not None)

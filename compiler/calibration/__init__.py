@@ -1,6 +1,26 @@
-"""Calibration: samples of a model's inputs, and what they say about the inputs of its layers."""
+"""Calibration: samples of a model's inputs, what they say about its layers, and what its outputs are worth."""
 
 from .gather import Calibration, gather
+from .metric import Drop, Metric, Run, default_metric, find_metric, parse_drop
+from .repair import repair
+from .rows import has_rows, masks
 from .samples import Samples, open_samples
+from .trial import Trial, Weights
 
-__all__ = ["Calibration", "Samples", "gather", "open_samples"]
+__all__ = [
+    "Calibration",
+    "Drop",
+    "Metric",
+    "Run",
+    "Samples",
+    "Trial",
+    "Weights",
+    "default_metric",
+    "find_metric",
+    "gather",
+    "has_rows",
+    "masks",
+    "open_samples",
+    "parse_drop",
+    "repair",
+]

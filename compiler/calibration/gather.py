@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ...ir import SparsecError
 from ...passes.solve import Statistics
-from ..exporter import session_source
-from ..runtime import run_session
+from .rows import masks, rows, source_of
+from .trial import Trial
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    import onnx_ir
     from numpy.typing import NDArray
 
     from ...ir import Layer, Program
@@ -29,89 +29,83 @@ class Calibration:
     """What the samples say about the layers.
 
     Attributes:
-        statistics: by layer name; layers with the same input share one.
+        statistics: by layer name, one for each of its groups; layers with the same input share them.
         rows: by layer name, the rows of X that were seen.
         samples: how many there were.
         source: where they came from.
     """
 
-    statistics: dict[str, Statistics]
+    statistics: dict[str, tuple[Statistics, ...]]
     rows: dict[str, int]
     samples: int
     source: str
 
+    def error(self, layer: Layer, weight: NDArray[np.float32]) -> float:
+        """Relative squared error of the layer's outputs with `weight` [out, in], on the dense model's inputs."""
+        statistics = self.statistics[layer.name]
+        dense = np.split(layer.weight.astype(np.float64), len(statistics))
+        new = np.split(weight.astype(np.float64), len(statistics))
+        parts = list(zip(dense, new, statistics, strict=True))
+        power = sum(one.loss(w0) for w0, _, one in parts)
+        return sum(one.loss(w - w0) for w0, w, one in parts) / power if power else 0.0
+
     @property
     def scarce(self) -> dict[str, tuple[int, int]]:
         """Rows seen and inputs of the layers that saw fewer rows than they have inputs: damping makes up for it."""
-        sizes = {name: (self.rows[name], len(found.dead)) for name, found in self.statistics.items()}
+        sizes = {name: (self.rows[name], len(found[0].dead)) for name, found in self.statistics.items()}
         return {name: (rows, inputs) for name, (rows, inputs) in sizes.items() if rows < inputs}
 
 
-def gather(program: Program, layers: Sequence[Layer], samples: Samples, machine: Machine, folder: Path) -> Calibration:
+def gather(
+    program: Program,
+    layers: Sequence[Layer],
+    samples: Samples,
+    machine: Machine,
+    folder: Path,
+    done: Callable[[str], None] = lambda what: None,
+) -> Calibration:
     """Run the model on all samples and sum Xᵀ X over the inputs X [rows, in] of each layer, in float64.
 
-    Memory: one [in, in] an input, and the activations of one run.
+    Memory: one [in, in] an input, and the activations of one run. Tokens that a mask among the inputs leaves out do
+    not count.
 
     Raises:
         SparsecError: the model cannot be run on the samples, or an activation is NaN or infinite.
     """
-    sources = dict.fromkeys((layer.x, layer.transpose_x) for layer in layers)
-    session = machine.open(session_source(_with_inputs(program, layers), folder))
-    plain = len(program.model.graph.outputs)
-    names = [output.name for output in session.get_outputs()]
-    moments: dict[tuple[onnx_ir.Value, bool], NDArray[np.float64]] = {}
-    seen = dict.fromkeys(sources, 0)
-    values = list(dict.fromkeys(layer.x for layer in layers))
-    by_name = dict(zip(values, names[plain:], strict=True))
-    for feeds in samples.runs:
-        results = dict(zip(names, run_session(session, feeds), strict=True))
-        for source in sources:
-            value, transposed = source
-            x = _rows(results[by_name[value]], transposed)
-            if not np.isfinite(x).all():
-                owner = next(layer.name for layer in layers if (layer.x, layer.transpose_x) == source)
-                raise SparsecError(
-                    f"calibration data '{samples.name}': the input of layer '{owner}' has NaN or infinite values; "
-                    "check the data with the dense model"
-                )
-            moment = x.T @ x
+    trial = Trial(program, layers, machine, folder, watched=True)
+    weights = trial.feeds({})
+    owners = {source_of(layer): layer for layer in reversed(layers)}
+    moments: dict[Any, NDArray[np.float64]] = {}
+    seen = dict.fromkeys(owners, 0)
+    for number, feeds in enumerate(samples.runs):
+        watched = trial.watch(feeds, weights, [layer.name for layer in owners.values()])
+        for source, layer in owners.items():
+            x = rows(layer, finite(watched[layer.name], layer, samples.name), number, masks(feeds))
+            moment = (x.transpose(0, 2, 1) @ x).astype(np.float64)
             moments[source] = moments[source] + moment if source in moments else moment
-            seen[source] += len(x)
-    statistics = {source: Statistics.of(moment / max(seen[source], 1)) for source, moment in moments.items()}
+            seen[source] += x.shape[1]
+        done(f"run {number + 1}")
+    statistics = {
+        source: tuple(Statistics.of(moment / max(seen[source], 1)) for moment in stack)
+        for source, stack in moments.items()
+    }
     return Calibration(
-        statistics={layer.name: statistics[layer.x, layer.transpose_x] for layer in layers},
-        rows={layer.name: seen[layer.x, layer.transpose_x] for layer in layers},
+        statistics={layer.name: statistics[source_of(layer)] for layer in layers},
+        rows={layer.name: seen[source_of(layer)] for layer in layers},
         samples=samples.count,
         source=samples.name,
     )
 
 
-def _with_inputs(program: Program, layers: Sequence[Layer]) -> onnx_ir.Model:
-    """A copy of the model with each layer's X as one more output; an X that several share once."""
-    import onnx_ir
+def finite(x: NDArray[Any], layer: Layer, source: str) -> NDArray[Any]:
+    """`x`, if it is.
 
-    model = program.model.clone()
-    copies = dict(zip(program.model.graph, model.graph, strict=True))
-    values: dict[onnx_ir.Value, onnx_ir.Value] = {}
-    for number, layer in enumerate(layers):
-        if layer.x in values:
-            continue
-        user = copies[layer.nodes[0]]
-        x = user.inputs[list(layer.nodes[0].inputs).index(layer.x)]
-        assert x is not None
-        # Through an Identity: X may be an input or an output of the model already.
-        node = onnx_ir.node("Identity", [x])
-        node.outputs[0].name = f"sparsec.x.{number}"
-        node.outputs[0].type = x.type or onnx_ir.TensorType(onnx_ir.DataType.FLOAT)
-        model.graph.insert_before(user, node)
-        model.graph.outputs.append(node.outputs[0])
-        values[layer.x] = node.outputs[0]
-    return model
-
-
-def _rows(x: NDArray[np.float32], transposed: bool) -> NDArray[np.float64]:
-    """[..., in], or [..., in, rows] where transposed, as float64 [rows, in]."""
-    wide = x.astype(np.float64)
-    if transposed:
-        wide = np.swapaxes(wide, -1, -2)
-    return wide.reshape(-1, wide.shape[-1])
+    Raises:
+        SparsecError: it is not; the message names the layer.
+    """
+    if not np.isfinite(x).all():
+        raise SparsecError(
+            f"calibration data '{source}': the input of layer '{layer.name}' has NaN or infinite values; "
+            "check the data with the dense model"
+        )
+    return x

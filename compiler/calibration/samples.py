@@ -1,8 +1,7 @@
-"""Calibration data in the forms that people have, as dictionaries of inputs for one run each."""
+"""Calibration data in the forms that people have, as dictionaries of inputs for one run each, and their labels."""
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,15 +10,19 @@ import numpy as np
 
 from ...ir import SparsecError, UsageError
 from ..runtime import load_feeds, numpy_dtype
+from .function import load_function, words
 
 if TYPE_CHECKING:
     import onnxruntime
     from numpy.typing import NDArray
 
-    Feeds = dict[str, NDArray[Any]]
+    Array = NDArray[Any]
+    Feeds = dict[str, Array]
 
 # Samples a run where the model's batch is dynamic.
 BATCH = 8
+# What labels are called among the arrays of a source, unless the model has an input of this name.
+LABELS = "labels"
 
 
 class Samples:
@@ -28,77 +31,182 @@ class Samples:
     Attributes:
         name: where they come from, for messages.
         runs: one dictionary of inputs a run, all checked against the model.
+        labels: one array a run, a label for each of its samples along the first axis; None without labels.
+        axes: by input, the axis along which its samples are stacked; empty where the batch is fixed or cannot be told.
     """
 
-    def __init__(self, name: str, runs: list[Feeds]) -> None:
-        self.name, self.runs = name, runs
+    def __init__(
+        self,
+        name: str,
+        runs: list[Feeds],
+        labels: list[Array] | None = None,
+        axes: Mapping[str, int] | None = None,
+    ) -> None:
+        self.name, self.runs, self.labels, self.axes = name, runs, labels, dict(axes or {})
 
     @property
     def count(self) -> int:
         """Samples: the sum of the batch sizes."""
-        return sum(_batch(feeds) for feeds in self.runs)
+        return sum(_batch(feeds, self.axes) for feeds in self.runs)
 
     def split(self, share: float) -> tuple[Samples, Samples]:
-        """The first runs to calibrate with, and the last `share` of them, at least one, to judge with.
+        """The first samples to calibrate with, and the last `share` of them, at least one, to judge with.
 
-        A single run serves for both, as there is nothing to hold back.
+        Where the batch is dynamic a run is cut if the part begins inside it; otherwise whole runs are held back. A
+        single run that cannot be cut serves for both, as there is nothing to hold back.
         """
+        rest = min(max(1, round(share * self.count)), self.count - 1)
+        first = len(self.runs)
+        while first and rest >= _batch(self.runs[first - 1], self.axes):
+            first -= 1
+            rest -= _batch(self.runs[first], self.axes)
+        if rest > 0 and self._can_cut(first - 1):
+            return self._cut(first - 1, rest)._at(first)
         if len(self.runs) == 1:
             return self, self
-        held = max(1, round(share * len(self.runs)))
-        return Samples(self.name, self.runs[:-held]), Samples(self.name, self.runs[-held:])
+        if rest > 0:
+            first = len(self.runs) - min(max(1, round(share * len(self.runs))), len(self.runs) - 1)
+        return self._at(first)
+
+    def _at(self, number: int) -> tuple[Samples, Samples]:
+        """The runs before `number`, and the others."""
+        before, after = slice(number), slice(number, None)
+        one, other = (
+            Samples(self.name, self.runs[part], None if self.labels is None else self.labels[part], self.axes)
+            for part in (before, after)
+        )
+        return one, other
+
+    def _can_cut(self, number: int) -> bool:
+        """Whether what is stacked in a run has the same number of samples, and nothing else in it could be samples."""
+        feeds = self.runs[number]
+        sizes = {feeds[name].shape[axis] for name, axis in self.axes.items()}
+        others = [array for name, array in feeds.items() if name not in self.axes]
+        return len(sizes) == 1 and not any(sizes & set(array.shape) for array in others)
+
+    def _cut(self, number: int, rest: int) -> Samples:
+        """The same samples, with the last `rest` of run `number` as a run of their own."""
+        at = _batch(self.runs[number], self.axes) - rest
+        feeds = self.runs[number]
+        halves: list[Feeds] = [{}, {}]
+        for name, array in feeds.items():
+            axis = self.axes.get(name)
+            halves[0][name], halves[1][name] = (array, array) if axis is None else np.split(array, [at], axis)
+        runs = [*self.runs[:number], *halves, *self.runs[number + 1 :]]
+        labels = self.labels
+        if labels is not None:
+            labels = [*labels[:number], labels[number][:at], labels[number][at:], *labels[number + 1 :]]
+        return Samples(self.name, runs, labels, self.axes)
 
 
-def open_samples(source: Any, session: onnxruntime.InferenceSession, limit: int) -> Samples:
+def open_samples(source: Any, session: onnxruntime.InferenceSession, limit: int, labels: Any = None) -> Samples:
     """At most `limit` samples for the model of `session`.
 
     Args:
         source: an .npz whose keys are input names and whose arrays are stacked samples; a folder of .npz files (a run
             each) or, for a model of one input, .npy files; "NAME:FILE.npy" with stacked samples of the input NAME;
             "FILE.py:FUNCTION" that yields dictionaries of inputs; or in Python an iterable of such dictionaries or an
-            ONNX Runtime `CalibrationDataReader`.
+            ONNX Runtime `CalibrationDataReader`. An .npz or dictionary may have the samples' labels as one array more,
+            `labels`, where that is no input of the model.
         session: of the model.
         limit: samples, not runs; the last run may go beyond it.
+        labels: of the samples, in their order, where they stand apart: an .npy file or an array.
 
     Raises:
-        SparsecError: the data cannot be read, is empty, or does not fit the model's inputs.
-        UsageError: `source` names no form of data.
+        SparsecError: the data cannot be read, is empty, or does not fit the model's inputs; or labels are not one a
+            sample, or no finite numbers.
+        UsageError: `source` names no form of data, or labels are given twice.
     """
     name = str(source) if isinstance(source, str | Path) else type(source).__name__
+    axes = _batch_axes(session)
+    apart = None if labels is None else _open_labels(labels)
     runs: list[Feeds] = []
-    taken = 0
-    for feeds in _runs(source, session):
+    found: list[Any] = []
+    taken, ended = 0, True
+    arrays = _stacked(source, session)
+    for feeds, own in _streamed(source, session) if arrays is None else _sliced(arrays, apart, session, name):
         if taken >= limit:
+            ended = False
             break
         runs.append(_checked(feeds, session, name))
-        taken += _batch(runs[-1])
+        size = _batch(runs[-1], axes)
+        if not size:
+            raise _empty(name)
+        taken += size
+        if arrays is None and apart is not None:
+            if len(apart) < taken:
+                raise SparsecError(_lengths(name, len(apart), f"at least {taken}"))
+            own = _one_of(own, apart[taken - size : taken], name)
+        found.append(None if own is None else _checked_labels(own, size, name))
     if not runs:
-        raise SparsecError(f"calibration data '{name}' is empty: give at least one sample of the model's inputs")
-    return Samples(name, runs)
+        raise _empty(name)
+    if arrays is None and apart is not None and ended and len(apart) != taken:
+        raise SparsecError(_lengths(name, len(apart), taken))
+    return Samples(name, runs, _all_or_none(found, name), axes)
 
 
-def _batch(feeds: Mapping[str, NDArray[Any]]) -> int:
+def _empty(name: str) -> SparsecError:
+    return SparsecError(f"calibration data '{name}' is empty: give at least one sample of the model's inputs")
+
+
+def _batch(feeds: Mapping[str, Array], axes: Mapping[str, int]) -> int:
+    """Samples of one run."""
+    if axes:
+        return max(int(feeds[name].shape[axis]) for name, axis in axes.items())
     return max((array.shape[0] for array in feeds.values() if array.ndim), default=1)
 
 
-def _runs(source: Any, session: onnxruntime.InferenceSession) -> Iterator[Mapping[str, Any]]:
-    """Dictionaries of inputs, as they come."""
+def _batch_axes(session: onnxruntime.InferenceSession) -> dict[str, int]:
+    """By input, the axis that has the dynamic first dimension: [batch, ...], and a state of [layers, batch, hidden].
+
+    Empty where no first dimension is dynamic, or several are that have different names: one of them may be a sequence.
+    """
+    shapes = {value.name: list(value.shape) for value in session.get_inputs()}
+    batches = {shape[0] for shape in shapes.values() if shape and not isinstance(shape[0], int)}
+    if len(batches) != 1:
+        return {}
+    batch = batches.pop()
+    if batch is None:
+        return {name: 0 for name, shape in shapes.items() if shape and shape[0] is None}
+    return {name: shape.index(batch) for name, shape in shapes.items() if batch in shape}
+
+
+# ---- Reading ----
+
+
+def _stacked(source: Any, session: onnxruntime.InferenceSession) -> Mapping[str, Array] | None:
+    """All samples by input, of the forms that have them in one array; None of those that yield runs."""
+    if not isinstance(source, str | Path):
+        return None
+    path = Path(source)
+    before, _, after = str(source).rpartition(":")
+    if path.is_dir():
+        return None
+    if path.suffix == ".npz":
+        return load_feeds(path)
+    if path.suffix == ".npy" and before:
+        return {before: _load_array(Path(after), "calibration data")}
+    if path.suffix == ".npy":
+        return {_only_input(session, path): _load_array(path, "calibration data")}
+    return None
+
+
+def _streamed(source: Any, session: onnxruntime.InferenceSession) -> Iterator[tuple[Any, Any]]:
+    """The inputs of a run and its labels or None, as they come."""
+    for feeds in _runs(source, session):
+        yield _parted(feeds, session)
+
+
+def _runs(source: Any, session: onnxruntime.InferenceSession) -> Iterator[Any]:
     if not isinstance(source, str | Path):
         yield from _from_python(source)
         return
     text = str(source)
-    path = Path(text)
     before, _, after = text.rpartition(":")
-    if path.is_dir():
-        yield from _from_folder(path, session)
-    elif path.suffix == ".npz":
-        yield from _sliced(load_feeds(path), session)
+    if Path(text).is_dir():
+        yield from _from_folder(Path(text), session)
     elif before.endswith(".py") and after.isidentifier():
-        yield from _from_function(Path(before), after)
-    elif path.suffix == ".npy" and before:
-        yield from _sliced({before: _load_array(Path(after))}, session)
-    elif path.suffix == ".npy":
-        yield from _sliced({_only_input(session, path): _load_array(path)}, session)
+        yield from _from_function(text)
     else:
         raise UsageError(
             f"calibration data '{text}': expected an .npz, a folder of .npz or .npy files, NAME:FILE.npy, or "
@@ -106,7 +214,7 @@ def _runs(source: Any, session: onnxruntime.InferenceSession) -> Iterator[Mappin
         )
 
 
-def _from_python(source: Any) -> Iterator[Mapping[str, Any]]:
+def _from_python(source: Any) -> Iterator[Any]:
     if hasattr(source, "get_next"):  # onnxruntime.quantization.CalibrationDataReader
         while (feeds := source.get_next()) is not None:
             yield feeds
@@ -119,22 +227,14 @@ def _from_python(source: Any) -> Iterator[Mapping[str, Any]]:
         ) from error
 
 
-def _from_function(path: Path, name: str) -> Iterator[Mapping[str, Any]]:
-    """What the function `name` of the file `path` yields."""
-    spec = importlib.util.spec_from_file_location("sparsec_calibration_data", path)
-    try:
-        assert spec is not None and spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        function = getattr(module, name)
-    except AttributeError:
-        raise SparsecError(f"calibration data '{path}:{name}': the file has no '{name}'") from None
-    except Exception as error:
-        raise SparsecError(f"calibration data '{path}:{name}': the file cannot be run ({_words(error)})") from error
+def _from_function(text: str) -> Iterator[Any]:
+    """What the function of "FILE.py:FUNCTION" yields."""
+    function = load_function(text, "calibration data")
     try:
         yield from function()
     except Exception as error:
-        raise SparsecError(f"calibration data '{path}:{name}': {name}() failed ({_words(error)})") from error
+        name = text.rpartition(":")[2]
+        raise SparsecError(f"calibration data '{text}': {name}() failed ({words(error)})") from error
 
 
 def _from_folder(path: Path, session: onnxruntime.InferenceSession) -> Iterator[Mapping[str, Any]]:
@@ -142,17 +242,19 @@ def _from_folder(path: Path, session: onnxruntime.InferenceSession) -> Iterator[
         if file.suffix == ".npz":
             yield load_feeds(file)
         elif file.suffix == ".npy":
-            yield {_only_input(session, file): _load_array(file)}
+            yield {_only_input(session, file): _load_array(file, "calibration data")}
 
 
-def _load_array(path: Path) -> NDArray[Any]:
+def _load_array(path: Path, what: str) -> Array:
     try:
-        array: NDArray[Any] = np.load(path, allow_pickle=False)
-        return array
+        array: Array = np.load(path, allow_pickle=False)
     except FileNotFoundError:
-        raise SparsecError(f"calibration data '{path}': no such file") from None
-    except (OSError, ValueError) as error:
-        raise SparsecError(f"calibration data '{path}': it is no .npy file ({_words(error)})") from error
+        raise SparsecError(f"{what} '{path}': no such file") from None
+    except (OSError, ValueError, EOFError) as error:
+        raise SparsecError(f"{what} '{path}': it is no .npy file ({words(error)})") from error
+    if not isinstance(array, np.ndarray):
+        raise SparsecError(f"{what} '{path}': it is no .npy file but an .npz")
+    return array
 
 
 def _only_input(session: onnxruntime.InferenceSession, path: Path) -> str:
@@ -165,33 +267,55 @@ def _only_input(session: onnxruntime.InferenceSession, path: Path) -> str:
     return str(names[0])
 
 
-def _sliced(arrays: Mapping[str, NDArray[Any]], session: onnxruntime.InferenceSession) -> Iterator[Mapping[str, Any]]:
+def _sliced(
+    arrays: Mapping[str, Array], apart: Array | None, session: onnxruntime.InferenceSession, source: str
+) -> Iterator[tuple[Any, Any]]:
     """Stacked samples, a few a run: as many as the model's batch, or `BATCH` where that is dynamic."""
+    arrays, labels = _parted(arrays, session)
+    if apart is not None:
+        labels = _one_of(labels, apart, source)
+    labels = None if labels is None else np.atleast_1d(labels)
     shapes = {value.name: value.shape for value in session.get_inputs()}
     if set(arrays) != set(shapes):
-        yield arrays  # to be refused
+        yield arrays, None  # to be refused
         return
     stacked = {name for name, array in arrays.items() if array.ndim and shapes.get(name)}
     counts = {name: len(arrays[name]) for name in stacked}
     if len(set(counts.values())) > 1:
         found = ", ".join(f"{name} {count}" for name, count in sorted(counts.items()))
-        raise SparsecError(f"calibration data: inputs have different numbers of samples ({found})")
+        raise SparsecError(f"calibration data '{source}': inputs have different numbers of samples ({found})")
+    total = min(counts.values(), default=0)
+    if labels is not None and total and len(labels) != total:
+        raise SparsecError(_lengths(source, len(labels), total))
     fixed = [shapes[name][0] for name in stacked if isinstance(shapes[name][0], int)]
     size = fixed[0] if fixed else BATCH
-    total = min(counts.values(), default=0)
+    if fixed and 0 < total < size:
+        raise SparsecError(
+            f"calibration data '{source}' has {total} samples, and the model takes {size} at once: give at least {size}"
+        )
     for start in range(0, total - size + 1 if fixed else total, size):
-        yield {name: array[start : start + size] if name in stacked else array for name, array in arrays.items()}
+        part = slice(start, start + size)
+        feeds = {name: array[part] if name in stacked else array for name, array in arrays.items()}
+        yield feeds, None if labels is None else labels[part]
 
 
-def _checked(feeds: Mapping[str, Any], session: onnxruntime.InferenceSession, name: str) -> Feeds:
+# ---- Checking ----
+
+
+def _checked(feeds: Any, session: onnxruntime.InferenceSession, name: str) -> Feeds:
     """`feeds` as arrays of the model's dtypes."""
     expected = {value.name: value for value in session.get_inputs()}
     if not isinstance(feeds, Mapping) or set(feeds) != set(expected):
-        found = sorted(feeds) if isinstance(feeds, Mapping) else type(feeds).__name__
-        raise SparsecError(f"calibration data '{name}' has the inputs {found}, the model expects {sorted(expected)}")
+        found = sorted(map(str, feeds)) if isinstance(feeds, Mapping) else type(feeds).__name__
+        hint = ""
+        if isinstance(feeds, Mapping) and set(feeds) > set(expected) and LABELS not in expected:
+            hint = f"; an array of labels is called '{LABELS}'"
+        raise SparsecError(
+            f"calibration data '{name}' has the inputs {found}, the model expects {sorted(expected)}{hint}"
+        )
     checked: Feeds = {}
     for key, value in expected.items():
-        array = np.asarray(feeds[key])
+        array = _as_array(feeds[key], f"calibration data '{name}': input '{key}'")
         dtype = numpy_dtype(value.type)
         if dtype is not None and array.dtype != dtype:
             if not np.can_cast(array.dtype, dtype, "same_kind"):
@@ -213,5 +337,73 @@ def _checked(feeds: Mapping[str, Any], session: onnxruntime.InferenceSession, na
     return checked
 
 
-def _words(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
+def _as_array(value: Any, what: str) -> Array:
+    try:
+        return np.asarray(value)
+    except Exception as error:  # lists of different lengths; tensors of other libraries with reasons of their own
+        raise SparsecError(f"{what} cannot be made an array ({words(error)})") from error
+
+
+# ---- Labels ----
+
+
+def _parted(feeds: Any, session: onnxruntime.InferenceSession) -> tuple[Any, Any]:
+    """The inputs, and the labels that stand among them or None."""
+    inputs = {value.name for value in session.get_inputs()}
+    if not isinstance(feeds, Mapping) or LABELS not in feeds or LABELS in inputs:
+        return feeds, None
+    return {name: array for name, array in feeds.items() if name != LABELS}, feeds[LABELS]
+
+
+def _open_labels(labels: Any) -> Array:
+    """Labels that stand apart from the samples: [samples, ...]."""
+    if not isinstance(labels, str | Path):
+        array = _as_array(labels, "labels")
+    elif Path(labels).suffix == ".npy":
+        array = _load_array(Path(labels), "labels")
+    else:
+        raise UsageError(f"labels '{labels}': expected an .npy file, or in Python an array; one label a sample")
+    return np.atleast_1d(array)
+
+
+def _one_of(own: Any, apart: Array, name: str) -> Array:
+    """Labels that stand apart, unless the data has its own as well."""
+    if own is not None:
+        raise UsageError(f"calibration data '{name}' has labels of its own, and others are given: give one of the two")
+    return apart
+
+
+def _checked_labels(labels: Any, size: int, name: str) -> Array:
+    """`labels` of a run of `size` samples, as an array [size, ...] of numbers."""
+    array = _as_array(labels, f"calibration data '{name}': the array of labels")
+    if array.dtype.kind not in "biuf":
+        raise SparsecError(f"calibration data '{name}': labels are {array.dtype}, expected integers or floats")
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise SparsecError(f"calibration data '{name}': labels have NaN or infinite values; leave those samples out")
+    array = np.atleast_1d(array)
+    if len(array) != size:
+        raise SparsecError(_lengths(name, len(array), size))
+    return array.astype(np.int64) if array.dtype.kind == "b" else array
+
+
+def _lengths(name: str, labels: int, samples: int | str) -> str:
+    return f"calibration data '{name}': {labels} labels for {samples} samples; give one label a sample, in their order"
+
+
+def _all_or_none(found: list[Any], name: str) -> list[Array] | None:
+    """Labels of all runs, or None where none has any."""
+    labels = [array for array in found if array is not None]
+    if not labels:
+        return None
+    if len(labels) < len(found):
+        raise SparsecError(
+            f"calibration data '{name}': {len(labels)} of {len(found)} runs have labels; give them to all or to none"
+        )
+    kinds = {(array.dtype.kind == "f", array.ndim): array for array in labels}
+    if len(kinds) > 1:
+        one, other, *_ = kinds.values()
+        raise SparsecError(
+            f"calibration data '{name}': labels are {one.dtype}{list(one.shape)} in one run and "
+            f"{other.dtype}{list(other.shape)} in another"
+        )
+    return labels

@@ -15,6 +15,7 @@ from .compile import compile_command
 from .doctor import doctor_command
 from .errors import ExitCode, guarded
 from .inspect import inspect_command
+from .sensitivity import sensitivity_command
 from .verify import verify_command
 
 _HELP = (
@@ -35,6 +36,7 @@ app = typer.Typer(
 COMMANDS: dict[str, Callable[..., Any]] = {
     "compile": compile_command,
     "inspect": inspect_command,
+    "sensitivity": sensitivity_command,
     "bench": bench_command,
     "verify": verify_command,
     "doctor": doctor_command,

@@ -13,19 +13,26 @@ from .options import (
     Batch,
     Calib,
     Dim,
+    Eval,
+    EvalLabels,
     Force,
     Inputs,
     Json,
+    Labels,
+    MaxDrop,
     Method,
+    MetricName,
     Model,
     NoSurvey,
     Output,
     Pattern,
+    Pick,
     PruneAll,
     Quiet,
     Samples,
     Seed,
     Sparsity,
+    Speedup,
     Target,
     Tf32,
     Threads,
@@ -42,10 +49,17 @@ def compile_command(
     model: Model,
     output: Output,
     sparsity: Sparsity = None,
+    speedup: Speedup = None,
+    max_drop: MaxDrop = None,
     pattern: Pattern = "group:16",
     prune_all: PruneAll = False,
     calib: Calib = None,
     samples: Samples = 256,
+    labels: Labels = None,
+    metric: MetricName = None,
+    eval_data: Eval = None,
+    eval_labels: EvalLabels = None,
+    pick: Pick = None,
     method: Method = "auto",
     target: Target = "auto",
     tf32: Tf32 = False,
@@ -67,10 +81,17 @@ def compile_command(
     """
     options = {
         "sparsity": sparsity,
+        "speedup": speedup,
+        "max_drop": max_drop,
         "pattern": pattern,
         "prune_all": prune_all,
         "calib": calib,
         "samples": samples,
+        "labels": labels,
+        "metric": metric,
+        "eval_data": eval_data,
+        "eval_labels": eval_labels,
+        "pick": pick,
         "method": method,
         "target": target,
         "tf32": tf32,
@@ -87,7 +108,10 @@ def compile_command(
 
 def _compile(model: str, out: str, force: bool, options: dict[str, Any], show: Show, typed: Sequence[str]) -> int:
     # Step 1. Whatever can be wrong with the command is said before any work.
-    config = make_config(**options)
+    from ..artifact import SOLUTIONS
+
+    budgeted = options["speedup"] is not None or options["max_drop"] is not None
+    config = make_config(**options, solutions=str(Path(out, SOLUTIONS)) if budgeted else None)
     show.check()
     from ..artifact import check_output
 
@@ -105,4 +129,7 @@ def _compile(model: str, out: str, force: bool, options: dict[str, Any], show: S
     show.result(report.to_dict(), result.print)
     for note in report.notes:
         print_message("warning", note)
+    if report.missed:
+        print_message("missed", report.missed)
+        return ExitCode.MISSED
     return ExitCode.DONE

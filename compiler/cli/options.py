@@ -36,7 +36,8 @@ Pattern = Annotated[
     str,
     typer.Option(
         metavar="PATTERN",
-        help="Shape of sparsity that pruning makes: block:RxC (R outputs by C inputs), or group:g for block:gx1.",
+        help="Shape of sparsity that pruning makes: block:RxC (R outputs by C inputs), or group:g for block:gx1; with "
+        "--calib several, separated by commas, of which each layer gets one.",
         rich_help_panel=_WHAT,
     ),
 ]
@@ -124,6 +125,69 @@ Method = Annotated[
     typer.Option(
         metavar="METHOD",
         help="With --calib: auto, magnitude, wanda, sparsegpt, obs or admm.",
+        rich_help_panel=_WHAT,
+    ),
+]
+Speedup = Annotated[
+    float | None,
+    typer.Option(
+        metavar="X",
+        help="With --calib: how much faster the model must get, such as 2; with the least error.",
+        show_default=False,
+        rich_help_panel=_WHAT,
+    ),
+]
+MaxDrop = Annotated[
+    str | None,
+    typer.Option(
+        metavar="D",
+        help="With --calib: how much worse the metric may get, 1% of the dense model's or 0.01; as fast as that "
+        "allows. Exit code 3 where nothing is.",
+        show_default=False,
+        rich_help_panel=_WHAT,
+    ),
+]
+MetricName = Annotated[
+    str | None,
+    typer.Option(
+        "--metric",
+        metavar="METRIC",
+        help="top1, top5, mse, cosine, spearman, perplexity or FILE.py:FUNCTION. Default: one that suits the labels, "
+        "else the cosine of the outputs to the dense model's.",
+        show_default=False,
+        rich_help_panel=_WHAT,
+    ),
+]
+Labels = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE.npy",
+        help="Labels of the calibration data, one a sample; an array 'labels' in the data needs no option.",
+        show_default=False,
+        rich_help_panel=_WHAT,
+    ),
+]
+Eval = Annotated[
+    str | None,
+    typer.Option(
+        "--eval",
+        metavar="DATA",
+        help="Data to measure the metric on, as --calib. Default: the last fifth of the calibration data, held back.",
+        show_default=False,
+        rich_help_panel=_WHAT,
+    ),
+]
+EvalLabels = Annotated[
+    str | None,
+    typer.Option(metavar="FILE.npy", help="Labels of --eval.", show_default=False, rich_help_panel=_WHAT),
+]
+Pick = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        min=0,
+        help="Make point N of the frontier that the same command showed; nothing is solved again.",
+        show_default=False,
         rich_help_panel=_WHAT,
     ),
 ]
@@ -244,6 +308,6 @@ def _positive(word: str, option: str, expected: str) -> int:
 
 def _one_sentence(error: Any) -> str:
     """What pydantic says of one field, under the option's name: "--threads -1: should be greater than 0"."""
-    option = f"--{error['loc'][0]}".replace("_", "-")
+    option = f"--{error['loc'][0]}".replace("_", "-").replace("--eval-data", "--eval")
     says = error["msg"].removeprefix("Value error, ").removeprefix("Input ")
     return f"{option}: {says}" if error["type"] == "value_error" else f"{option} {error['input']}: {says}"

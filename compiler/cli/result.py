@@ -53,6 +53,9 @@ class Result:
         if report.timings:
             console.print(Text("the whole model", "bold"), timing_table(report.timings), "", sep="\n")
         console.print(facts(_facts(report)), "", sep="\n")
+        if report.frontier:
+            words = "the frontier (speedups estimated from the layers' own; --pick N makes point N)"
+            console.print(Text(words, "bold"), frontier_table(report), "", sep="\n")
         if report.survey:
             title = Text(f"what pruning would bring ({_patterns(report.survey)}; measured, not written)", "bold")
             console.print(title, survey_table(report.survey, report.batch), "", sep="\n")
@@ -101,6 +104,10 @@ def _facts(report: Report) -> Iterator[tuple[str, str]]:
             f"outputs differ from the dense model's by {percent(fidelity.worst)} (root mean square) on "
             f"{fidelity.samples} {held}; fitted to {fidelity.calibrated} of {fidelity.source}",
         )
+    quality = report.quality
+    if quality is not None:
+        limit = f"; allowed to lose {quality.limit}" if quality.limit else ""
+        yield quality.metric, f"{quality.dense:.4g} -> {quality.value:.4g}, against {quality.against}{limit}"
     yield "took", f"{number(report.seconds)} s"
 
 
@@ -141,6 +148,36 @@ def survey_table(survey: Sequence[SurveyPoint], batches: Sequence[int]) -> Table
     table = plain_table((">", "zeros"), (">", "sparse layers"), *((">", f"batch {batch}") for batch in batches))
     for point in survey:
         table.add_row(percent(point.sparsity), f"{point.layers}", *(speedup(value) for value in point.speedups))
+    return table
+
+
+def frontier_table(report: Report) -> Table:
+    """What other budgets would have bought; the chosen point is marked."""
+    metric = report.quality.metric if report.quality is not None else "metric"
+    table = plain_table(
+        (">", "N"),
+        *((">", f"batch {batch}") for batch in report.batch),
+        (">", "zeros"),
+        (">", "layers"),
+        (">", metric),
+        (">", "size"),
+        ("<", ""),
+    )
+    for at, point in enumerate(report.frontier):
+        value = "none" if point.metric is None else f"{point.metric:.4g}"
+        table.add_row(
+            f"{at}",
+            *(speedup(one) for one in point.speedups),
+            percent(point.zeros),
+            f"{point.layers}",
+            value,
+            size(point.nbytes),
+            "chosen, before fitting its layers to each other"
+            if point.chosen and at
+            else "chosen"
+            if point.chosen
+            else "",
+        )
     return table
 
 

@@ -2,6 +2,19 @@
 
 from .extract import layer_model
 from .files import save, session_source
-from .rewrite import DOMAIN, OP_TYPE, VERSION, SparseOp, export
+from .open import OpenModel, open_model
+from .rewrite import DOMAIN, OP_TYPE, VERSION, SparseOp, bias_place, export
 
-__all__ = ["DOMAIN", "OP_TYPE", "VERSION", "SparseOp", "export", "layer_model", "save", "session_source"]
+__all__ = [
+    "DOMAIN",
+    "OP_TYPE",
+    "VERSION",
+    "OpenModel",
+    "SparseOp",
+    "bias_place",
+    "export",
+    "layer_model",
+    "open_model",
+    "save",
+    "session_source",
+]

@@ -10,7 +10,7 @@ The program is never changed: the rewriting happens in a copy that shares its te
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,7 +19,7 @@ import onnx_ir
 from ...ir import LayerKind
 from ...ir.sparse_matrix import DTYPES
 from ..frontend.constants import OVERRIDABLE_FROM_IR, Constants, overridable
-from ..frontend.nodes import attribute
+from ..frontend.nodes import attribute, operand
 from ..frontend.weights import from_matrix
 
 if TYPE_CHECKING:
@@ -50,7 +50,10 @@ class SparseOp:
 
 
 def export(
-    program: Program, ops: Mapping[str, SparseOp], weights: Mapping[str, NDArray[np.float32]] | None = None
+    program: Program,
+    ops: Mapping[str, SparseOp],
+    weights: Mapping[str, NDArray[np.float32]] | None = None,
+    biases: Mapping[str, NDArray[np.float32]] | None = None,
 ) -> onnx_ir.Model:
     """A new model in which the layers named in `ops` are sparse, and those named in `weights` have a new weight.
 
@@ -58,24 +61,47 @@ def export(
         program: what was read; it is not changed, and its tensors are shared, not copied.
         ops: by layer name. Layers named in neither stay as they came.
         weights: by layer name, each [out, in] as `Layer.weight`; the layer's nodes stay.
+        biases: by layer name, each [out], for layers in `ops` or `weights`; the others keep theirs.
 
     Raises:
         ValueError: a name is no layer's or is in both, a layer has an obstacle, or a shape or dtype is not the layer's.
     """
-    weights = {} if weights is None else weights
+    weights, biases = weights or {}, biases or {}
     _check(program, ops, weights)
     rewriter = _Rewriter(program)
     for layer in program.layers:
+        bias = biases.get(layer.name)
         if layer.name in ops:
-            rewriter.make_sparse(layer, ops[layer.name])
+            rewriter.make_sparse(layer if bias is None else replace(layer, bias=bias), ops[layer.name])
         elif layer.name in weights:
             rewriter.set_weight(layer, weights[layer.name])
+            if bias is not None:
+                rewriter.set_bias(layer, bias)
     return rewriter.model
 
 
 def weight_index(layer: Layer) -> int:
     """Which input of its first node holds the layer's weight."""
     return 0 if layer.kind is LayerKind.LINEAR and layer.nodes[0].inputs[0] is not layer.x else 1
+
+
+def bias_place(layer: Layer) -> tuple[onnx_ir.Node, int] | None:
+    """The node and the number of its input that hold the layer's bias, or None where there is no such place."""
+    first = layer.nodes[0]
+    if first.op_type in ("Conv", "ConvTranspose"):
+        # Any convolution can have a bias; one that is computed stays.
+        return (first, 2) if layer.bias is not None or operand(first, 2) is None else None
+    if layer.bias is None:
+        return None
+    if first.op_type == "Gemm" and operand(first, 2) is not None:
+        return (first, 2) if attribute(first, "beta", 1.0) == 1 else None
+    node = layer.nodes[1]
+    return node, 1 if node.inputs[0] is first.outputs[0] else 0
+
+
+def bias_shape(layer: Layer) -> tuple[int, ...]:
+    """Of the array that holds the bias at its place."""
+    return (layer.out_features, 1) if layer.transpose_y else (layer.out_features,)
 
 
 def data_type(layer: Layer) -> onnx_ir.DataType:
@@ -171,6 +197,20 @@ class _Rewriter:
         # Computed, or shared with nodes that keep the old one.
         node.replace_input_with(index, self._initializer(f"{weight.name}.pruned", array))
         self._drop_if_unused([weight])
+
+    def set_bias(self, layer: Layer, bias: NDArray[np.float32]) -> None:
+        """Give the layer `bias` [out] where its own stands, or could."""
+        place = bias_place(layer)
+        assert place is not None, "a layer has a new bias only where there is a place for it"
+        node, index = self._node[place[0]], place[1]
+        if index >= len(node.inputs):
+            node.resize_inputs(index + 1)
+        old = node.inputs[index]
+        name = f"{layer.name}.bias" if old is None else f"{old.name}.corrected"
+        array = np.ascontiguousarray(bias.reshape(bias_shape(layer)), dtype=DTYPES[layer.dtype])
+        node.replace_input_with(index, self._initializer(name, array))
+        if old is not None:
+            self._drop_if_unused([old])
 
     def _matrix(self, matrix: SparseMatrix, base: str) -> tuple[onnx_ir.Value, ...]:
         """The initialisers of a packed weight; layers that share the matrix share them."""

@@ -88,7 +88,7 @@ def solve_all(
     for density in densities:
         if not 0 <= density <= 1:
             raise UsageError(f"density {density:g} is outside 0..1")
-    name = choose(problem, seconds) if method == AUTO else method
+    name = choose(problem, seconds, min(densities, default=1.0)) if method == AUTO else method
     if name not in METHODS:
         raise UsageError(f"'{name}' is no method of pruning: expected {', '.join((AUTO, *METHODS))}")
     if isinstance(pattern, NMPattern):
@@ -115,26 +115,35 @@ def _better(problem: Problem, first: Solution, second: Solution) -> Solution:
     return first if problem.loss(first.weight) <= problem.loss(second.weight) else second
 
 
-def choose(problem: Problem, seconds: float = SECONDS) -> str:
-    """The most accurate method whose estimated time on one core is within `seconds`.
+def choose(problem: Problem, seconds: float = SECONDS, density: float = 0.5) -> str:
+    """The most accurate method whose estimated time on one core, down to `density`, is within `seconds`.
 
     Where outputs share their masks that is "obs", then "admm"; for single weights and N:M, where "obs" would need an
     inverse for every output, "admm". "sparsegpt" is left for the largest.
     """
     shared = problem.pattern.rows * problem.pattern.cols > 1
-    if shared and obs_seconds(problem) <= seconds:
+    if shared and obs_seconds(problem, density) <= seconds:
         return "obs"
     return "admm" if admm_seconds(problem) <= seconds else "sparsegpt"
 
 
-def obs_seconds(problem: Problem) -> float:
-    """Of one core: the updates of the inverses, and one removal after the other (measured on an AVX-512 Xeon)."""
+def obs_seconds(problem: Problem, density: float = 0.5) -> float:
+    """Of one core: of every block row the factor, one removal after the other, and the last system (measured).
+
+    All measurements: an AVX-512 Xeon at 2.5 GHz.
+    """
     block_rows, block_cols = problem.pattern.grid(problem.shape)
-    return block_rows * (1.1e-10 * problem.shape[1] ** 3 + 4e-5 * block_cols)
+    gone, inputs = 1 - density, problem.shape[1]
+    factor = 3e-11 * inputs**3 * gone**2 * (3 - 2 * gone)
+    system = 2.7e-11 * (inputs * min(density, gone)) ** 3
+    return 1e-10 * inputs**3 + block_rows * (factor + system + 2.5e-5 * block_cols * gone)
 
 
 def admm_seconds(problem: Problem) -> float:
-    """Of one core: the eigenvectors, and the steps for one density (measured as above)."""
-    size = products(problem)
+    """Of one core: the eigenvectors, unless the rank is low, and the steps for one density (measured)."""
+    size, inputs, factor = products(problem), float(problem.shape[1]), problem.statistics.factor
     _, steps = QUICK if size > QUICK_FROM else THOROUGH
-    return 6e-10 * problem.shape[1] ** 3 + steps * (1.3e-10 * size + 3e-8 * problem.weight.size)
+    if factor is not None:
+        rank = factor.shape[1]
+        return float(steps * (problem.weight.size * (3e-8 + 5e-11 * rank) + 5e-11 * inputs * rank**2))
+    return float(6e-10 * inputs**3 + steps * (5e-11 * size + 3e-8 * problem.weight.size))

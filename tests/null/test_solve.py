@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -9,8 +10,10 @@ import pytest
 
 from sparsec.ir import BlockPattern, SparsecError, UsageError, parse_pattern
 from sparsec.ir.patterns import NMPattern, UnstructuredPattern
-from sparsec.passes.solve import METHODS, Statistics, correct_bias, error, refit, solve, solve_all
+from sparsec.passes.solve import METHODS, Moments, Statistics, correct_bias, error, refit, solve, solve_all
+from sparsec.passes.solve import least_squares as least_squares_module
 from sparsec.passes.solve import obs as obs_module
+from sparsec.passes.solve import statistics as statistics_module
 from sparsec.passes.solve.least_squares import _conjugate_gradients, least_squares
 from sparsec.passes.solve.methods import choose
 from sparsec.passes.solve.obs import removal_order
@@ -181,14 +184,44 @@ def brute_force_order(weight: Array, hessian: Array, pattern: BlockPattern) -> A
 
 
 @pytest.mark.parametrize("text", ["group:4", "block:3x4", "block:1x1", "block:8x5"])
-@pytest.mark.parametrize("panel", [4, 96])
+@pytest.mark.parametrize("panel", [4, 48])
 def test_obs_is_the_greedy_order(text: str, panel: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All blocks are candidates here."""
     monkeypatch.setattr(obs_module, "PANEL", panel)
     for seed in range(3):
         weight, hessian = make(11, 22, seed, samples=200)
         problem = Problem.of(weight, Statistics.of(hessian), BlockPattern.parse(text) or BlockPattern(1, 1))
         expected = brute_force_order(weight, problem.statistics.hessian, problem.pattern)
         assert np.array_equal(removal_order(problem), expected)
+
+
+@pytest.mark.parametrize("text", ["group:4", "block:3x4"])
+@pytest.mark.parametrize("memory", [2**28, 1])
+@pytest.mark.parametrize("density", [0.8, 0.5, 0.1])
+def test_obs_ends_early(text: str, memory: int, density: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is gone at the density is the same, in the same order, as if all had gone; also in batches."""
+    monkeypatch.setattr(obs_module, "PANEL", 4)
+    pattern = parse_pattern(text)
+    weight, hessian = make(27, 46, seed=3)
+    problem = Problem.of(weight, Statistics.of(hessian), pattern)
+    whole = removal_order(problem)
+    monkeypatch.setattr(obs_module, "BATCH", memory)
+    ended = removal_order(problem, density)
+    gone = int((1 - density) * whole.size)
+    assert np.array_equal(ended < gone, whole < gone)
+    assert np.array_equal(ended[ended < gone], whole[whole < gone])
+
+
+@pytest.mark.parametrize("precise", [True, False])
+def test_obs_among_candidates_is_as_good(precise: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    weight, hessian = make(32, 128, seed=4)
+    problem = Problem.of(weight, Statistics.of(hessian), BlockPattern(4, 1))
+    exact = [problem.loss(s.weight) for s in METHODS["obs"](problem, (0.7, 0.5, 0.3))]
+    monkeypatch.setattr(obs_module, "PANEL", 8)
+    monkeypatch.setattr(obs_module, "CANDIDATES", 32)
+    monkeypatch.setattr(obs_module, "FLOAT32_FROM", 1024 if precise else 0)
+    found = [problem.loss(s.weight) for s in METHODS["obs"](problem, (0.7, 0.5, 0.3))]
+    np.testing.assert_allclose(found, exact, rtol=5e-3)
 
 
 @pytest.mark.parametrize("density", DENSITIES)
@@ -214,6 +247,51 @@ def test_conjugate_gradients_reach_the_least_squares_loss(density: float, monkey
     )
 
 
+def test_low_rank_is_found_and_exact() -> None:
+    weight, hessian = make(12, 160, seed=7, samples=20)
+    hessian[[3, 20]] = hessian[:, [3, 20]] = 0
+    statistics = Statistics.of(hessian)
+    factor = statistics.factor
+    assert factor is not None and factor.shape[1] <= 22
+    built = factor @ factor.T + np.diag(statistics.ridge)
+    np.testing.assert_allclose(built, statistics.hessian, atol=1e-4 * statistics.damping)
+    np.testing.assert_allclose(statistics.times(weight), weight @ statistics.hessian, rtol=1e-4, atol=1e-3)
+    assert Statistics.of(make(12, 160, seed=7, samples=60)[1]).factor is None
+
+
+def test_admm_is_the_same_with_a_factor(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight, hessian = make(16, 160, seed=7, samples=20)
+    (quick,) = METHODS["admm"](Problem.of(weight, Statistics.of(hessian), UnstructuredPattern()), [0.3])
+    monkeypatch.setattr(statistics_module, "LOW_RANK", 0.0)
+    statistics = Statistics.of(hessian)
+    assert statistics.factor is None
+    (plain,) = METHODS["admm"](Problem.of(weight, statistics, UnstructuredPattern()), [0.3])
+    assert (quick.mask != plain.mask).mean() < 0.01
+    assert statistics.loss(quick.weight - weight) == pytest.approx(statistics.loss(plain.weight - weight), rel=0.01)
+
+
+def test_statistics_are_computed_once_between_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    plain = np.linalg.inv
+    monkeypatch.setattr(np.linalg, "inv", lambda a: calls.append(len(a)) or plain(a))
+    statistics = Statistics.of(make(2, 200, seed=1)[1])
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda _: statistics.inverse, range(32)))
+    assert all(a is found[0] for a in found)
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize("text", ["group:4", "unstructured"])
+def test_threads_do_not_change_the_result(text: str) -> None:
+    weights, hessian = [make(16, 48, seed)[0] for seed in range(6)], make(16, 48, 0)[1]
+    pattern = parse_pattern(text)
+    alone = [solve(weight, Statistics.of(hessian), pattern, 0.4).tobytes() for weight in weights]
+    shared = Statistics.of(hessian)
+    with ThreadPoolExecutor(2) as pool:
+        together = list(pool.map(lambda weight: solve(weight, shared, pattern, 0.4).tobytes(), weights))
+    assert together == alone
+
+
 def test_sparsegpt_is_the_paper_s_sweep() -> None:
     """The published algorithm, with the Cholesky factor of the inverse and updates to the right."""
     weight, hessian = make(6, 40, seed=8)
@@ -229,21 +307,104 @@ def test_sparsegpt_is_the_paper_s_sweep() -> None:
     np.testing.assert_allclose(result, w, atol=1e-5)
 
 
-def test_refit_makes_good_what_the_inputs_lost() -> None:
+def moments_of(pruned: Array, dense: Array, rows: int = 0) -> Moments:
+    n = len(dense)
+    return Moments(pruned.T @ pruned / n, pruned.T @ dense / n, pruned.mean(0), dense.mean(0), rows)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("bias", [False, True])
+def test_refit_makes_good_what_the_inputs_lost(shared: bool, bias: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Against lstsq on the samples themselves."""
+    monkeypatch.setattr(least_squares_module, "SYSTEMS", 256 if shared else 0)
+    monkeypatch.setattr(least_squares_module, "LEAST_GAIN", 1e-14)
     rng = np.random.default_rng(9)
-    dense_inputs = rng.standard_normal((400, 10)) @ rng.standard_normal((10, 10))
-    pruned_inputs = dense_inputs @ (np.eye(10) + 0.1 * rng.standard_normal((10, 10)))
+    dense_inputs = rng.standard_normal((400, 10)) @ rng.standard_normal((10, 10)) + rng.standard_normal(10)
+    pruned_inputs = dense_inputs @ (np.eye(10) + 0.1 * rng.standard_normal((10, 10))) + 0.2 * rng.standard_normal(10)
     weight = rng.standard_normal((5, 10)).astype(np.float32)
     mask = rng.random((5, 10)) < 0.6
-    n = len(dense_inputs)
-    statistics = Statistics.of(pruned_inputs.T @ pruned_inputs / n, damping=1e-9)
-    result = refit(weight, mask, statistics, pruned_inputs.T @ dense_inputs / n)
+    start = np.where(mask, weight, 0).astype(np.float32)
+    result, shift = refit(weight, mask, moments_of(pruned_inputs, dense_inputs), bias, start, damping=1e-9)
+    assert (shift is not None) == bias
+    ones = np.ones((400, int(bias)))
     for o in range(5):
         wanted = dense_inputs @ weight[o]
-        expected = np.linalg.lstsq(pruned_inputs[:, mask[o]], wanted, rcond=None)[0]
-        np.testing.assert_allclose(result[o, mask[o]], expected, atol=1e-4)
+        expected = np.linalg.lstsq(np.hstack([pruned_inputs[:, mask[o]], ones]), wanted, rcond=None)[0]
+        found = [*result[o, mask[o]], *([] if shift is None else [shift[o]])]
+        np.testing.assert_allclose(found, expected, atol=2e-4)
         assert not result[o, ~mask[o]].any()
+
+
+def test_refit_with_inputs_that_never_change() -> None:
+    """One that is always zero gets no weight; one that is always the same keeps it, and the bias makes it good."""
+    rng = np.random.default_rng(11)
+    dense, pruned = rng.random((2, 60, 6))
+    dense[:, 2] = pruned[:, 2] = 0
+    dense[:, 4], pruned[:, 4] = 3, 2
+    weight = rng.random((4, 6)).astype(np.float32)
+    result, shift = refit(weight, np.ones((4, 6), np.bool_), moments_of(pruned, dense), bias=True)
+    assert not result[:, 2].any()
+    assert np.array_equal(result[:, 4], weight[:, 4])
+    np.testing.assert_allclose((pruned @ result.T + shift).mean(0), (dense @ weight.T).mean(0), atol=1e-5)
+    all_fixed = np.tile([1.0, 2, 0, 4, 5, 6], (60, 1))
+    same, shift = refit(weight, np.ones((4, 6), np.bool_), moments_of(all_fixed, all_fixed), bias=True)
+    assert np.array_equal(same, np.where(np.arange(6) == 2, 0, weight))
+    np.testing.assert_allclose(shift, 0, atol=1e-5)
+
+
+def test_refit_damps_more_where_rows_are_scarce() -> None:
+    x = np.random.default_rng(0).random((20, 10))
+    assert [round(moments_of(x, x, rows).damping, 3) for rows in (0, 5, 20, 100, 10_000)] == [
+        0.1,
+        0.3,
+        0.15,
+        0.03,
+        0.01,
+    ]
+
+
+def relu_network(layers: list[tuple[Array, Array]], x: Array) -> list[Array]:
+    """The input of every layer, and the output."""
+    values = [x]
+    for weight, bias in layers:
+        y = values[-1] @ weight.T + bias
+        values.append(y if len(values) == len(layers) else np.maximum(y, 0))
+    return values
+
+
+@pytest.mark.parametrize("text", ["unstructured", "group:16"])
+@pytest.mark.parametrize("density", [0.5, 0.2])
+@pytest.mark.parametrize("rows", [2, 8])
+def test_layer_by_layer_refit_generalises(text: str, density: float, rows: int) -> None:
+    """End to end through three layers with ReLU, on data that no layer was fitted to."""
+    size, pattern = 64, parse_pattern(text)
+    ratios = []
+    for seed in range(3):
+        rng = np.random.default_rng(seed)
+        mix = rng.standard_normal((size, size)) * np.arange(1, size + 1)[:, None] ** -0.7
+        x, held = (rng.standard_normal((n, size)) @ mix + 0.3 for n in (rows * size, 2000))
+        dense = [
+            (
+                (rng.standard_normal((size, size)) * (2 / size) ** 0.5).astype(np.float32),
+                0.2 * rng.standard_normal(size),
+            )
+            for _ in range(3)
+        ]
+        inputs = relu_network(dense, x)
+        plain = [
+            (solve(weight, a.T @ a / len(a), pattern, density), bias)
+            for (weight, bias), a in zip(dense, inputs, strict=False)
+        ]
+        refitted = list(plain)
+        for i, (weight0, bias) in enumerate(dense):
+            moments = moments_of(relu_network(refitted, x)[i], inputs[i], len(x))
+            weight, shift = refit(weight0, plain[i][0] != 0, moments, True, plain[i][0])
+            assert shift is not None
+            refitted[i] = (weight, bias + shift)
+        wanted = relu_network(dense, held)[-1]
+        before, after = (float(np.square(relu_network(w, held)[-1] - wanted).sum()) for w in (plain, refitted))
+        ratios.append(after / before)
+    assert float(np.exp(np.mean(np.log(ratios)))) < 0.99, ratios
 
 
 def test_bias_restores_the_mean() -> None:
@@ -258,6 +419,29 @@ def test_bias_restores_the_mean() -> None:
 
 
 # ---- Better than what is simpler ----
+
+
+@pytest.mark.parametrize("text", ["group:4", "block:4x4", "unstructured"])
+@pytest.mark.parametrize("method", METHODS)
+def test_planted_blocks_are_found(text: str, method: str) -> None:
+    """A weight that is zero outside blocks that the pattern has comes back as it was."""
+    pattern = parse_pattern(text)
+    weight, hessian = make(16, 48, seed=12)
+    mask = pattern.project(np.repeat(np.random.default_rng(2).random((4, 48)), 4, axis=0), 0.25)
+    planted = np.where(mask, np.sign(weight) * (np.abs(weight) + 0.1), 0).astype(np.float32)
+    result = solve(planted, hessian, pattern, float(mask.mean()), method)
+    assert np.array_equal(result != 0, mask)
+    np.testing.assert_allclose(result, planted, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_densities_out_of_reach_give_the_nearest(method: str) -> None:
+    weight, hessian = make(8, 8, seed=2)
+    wanted = (0.05, 0.2, 0.35, 0.7)
+    found = solve_all(weight, hessian, BlockPattern(4, 4), wanted, method)
+    assert [float((w != 0).mean()) for w in found] == [0.0, 0.25, 0.25, 0.75]
+    found = solve_all(weight, hessian, parse_pattern("nm:2:4"), wanted, method)
+    assert [float((w != 0).mean()) for w in found] == [0.5] * 4
 
 
 @pytest.mark.parametrize("text", ["unstructured", "nm:2:4", "group:4", "block:4x4"])
@@ -300,15 +484,18 @@ def test_order_of_the_methods(text: str) -> None:
 
 
 def test_auto_takes_the_most_accurate_that_time_allows() -> None:
-    def chosen(text: str, out: int, inputs: int, seconds: float = 15.0) -> str:
-        unused = Statistics(np.zeros((0, 0)), 0.0, np.zeros(0, np.bool_))
-        return choose(Problem(np.zeros((out, inputs)), unused, parse_pattern(text)), seconds)
+    def chosen(text: str, out: int, inputs: int, seconds: float = 15.0, rank: int = 0) -> str:
+        undamped = np.diag((np.arange(inputs) < (rank or inputs)).astype(float))
+        statistics = Statistics(undamped + 0.01 * np.eye(inputs), 0.01, np.zeros(inputs, np.bool_))
+        return choose(Problem(np.zeros((out, inputs)), statistics, parse_pattern(text)), seconds)
 
     assert chosen("group:16", 384, 1536) == "obs"
     assert chosen("unstructured", 384, 1536) == "admm"
     assert chosen("nm:2:4", 4096, 1024) == "admm"
     assert chosen("unstructured", 1024, 4096) == "sparsegpt"
-    assert chosen("group:16", 384, 1536, seconds=6.0) == "admm"
+    assert chosen("unstructured", 1024, 4096, rank=256) == "admm"
+    assert chosen("group:16", 768, 3072, rank=256) == "admm"
+    assert chosen("group:16", 768, 3072, seconds=40.0) == "obs"
     assert chosen("group:16", 384, 1536, seconds=0.1) == "sparsegpt"
 
 
@@ -343,7 +530,8 @@ def test_inputs_that_cannot_be() -> None:
         solve(weight, hessian, pattern, 1.5)
     with pytest.raises(UsageError, match="expected auto, magnitude"):
         solve(weight, hessian, pattern, 0.5, "woodchuck")
+    mean = np.zeros(12)
     with pytest.raises(SparsecError, match="do not fit"):
-        refit(weight, weight != 0, hessian, hessian[:3])
+        refit(weight, weight != 0, Moments(hessian, hessian[:3], mean, mean))
     with pytest.raises(SparsecError, match="cross moment has NaN"):
-        refit(weight, weight != 0, hessian, broken)
+        refit(weight, weight != 0, Moments(hessian, broken, mean, mean))

@@ -1,0 +1,207 @@
+"""From calibration data to the weights of a whole model: options, an allocation, a repair."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ...ir import SparsecError
+from ..artifact import SOLUTIONS
+from ..calibration import Samples, Trial, Weights, gather, has_rows, open_samples, repair
+from ..exporter import session_source
+from ..machine import Cpu
+from .cache import Cache
+from .frontier import Allocation, by_zeros
+from .judge import Judge
+from .options import Options, solve_options
+from .sensitivity import measure_errors
+from .times import time_options
+
+if TYPE_CHECKING:
+    from ...ir import Layer, Program
+    from ..calibration import Calibration
+    from ..context import Context
+    from ..machine import Machine
+    from ..plan import Plan
+    from ..probe import Workload
+
+# Share of the calibration data that no weight is fitted to.
+HELD_BACK = 0.2
+# Sparsities that every layer is solved at under a budget of speed or accuracy.
+LEVELS = (0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95)
+# Under a given share of zeros: how far a layer's may be from the whole model's.
+AROUND = (-0.2, -0.1, 0.0, 0.1, 0.2)
+MOST_ZEROS = 0.98
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """An allocation and its weights.
+
+    Attributes:
+        allocation: by layer name, the number of its option; the others stay dense.
+        weights: by layer name, fitted to each other.
+        patterns: by layer name, as text.
+    """
+
+    allocation: Allocation
+    weights: dict[str, Weights]
+    patterns: dict[str, str]
+
+
+class Fitting:
+    """What calibration data decides in one compilation.
+
+    Attributes:
+        program: the dense model.
+        layers: those that may be pruned, by name.
+        judge: the metric, on samples that no weight was fitted to.
+        calibration: statistics.
+        options: what each layer could become.
+        notes: what a user should know of the data.
+    """
+
+    def __init__(self, program: Program, plan: Plan, workload: Workload, context: Context, timed: bool) -> None:
+        """Read the data, run the dense model on it, solve and measure the options.
+
+        Args:
+            program: the dense model.
+            plan: whose pruned layers are meant.
+            workload: what is timed.
+            context: configuration and machine.
+            timed: whether the options' times are needed.
+
+        Raises:
+            SparsecError: the data does not fit the model, or an activation is NaN or infinite.
+        """
+        config = context.config
+        self.program, self._workload, self._context, self._timed = program, workload, context, timed
+        self._machine: Machine = context.machine or Cpu(config.thread_count)
+        self.layers = {
+            name: pruned.layer for name, pruned in plan.pruned.items() if has_rows(pruned.layer) and self._takes(pruned)
+        }
+        self._seen, self._held_back = self._open_data()
+        layers = list(self.layers.values())
+        self._trial = Trial(program, layers, self._machine, context.folder, watched=False)
+        context.progress.start("running the calibration data", len(self._seen.runs))
+        self.calibration = gather(program, layers, self._seen, self._machine, context.folder, context.progress.advance)
+        separate = config.eval_data is not None
+        self.judge = Judge(self._model({}), self._seen, self._held_back, separate, config.metric, config.drop_limit)
+        wanted = {name: config.wanted_sparsity(name) for name in self.layers}
+        self._fixed = {name: share for name, (share, named) in wanted.items() if named and share is not None}
+        self._cache = Cache(config.solutions, context.folder / SOLUTIONS, program, config)
+        self.options = self._solve()
+        self.notes = (*_scarcity(self.calibration), *self._unreached())
+        self._made: dict[tuple[tuple[str, int], ...], Chosen] = {}
+
+    def at_sparsity(self) -> Chosen:
+        """The least error at the configured share of zeros; layers that were named keep their own."""
+        config, free = self._context.config, {n: o for n, o in self.options.items() if n not in self._fixed}
+        allocation = dict.fromkeys(self._fixed, 0)
+        if config.sparsity is not None and free:
+            allocation |= by_zeros(free, self.layers, config.sparsity)
+        return self.make(allocation)
+
+    def make(self, allocation: Allocation) -> Chosen:
+        """The weights of an allocation, fitted to each other where that helps on the held-back data."""
+        key = tuple(sorted(allocation.items()))
+        if key not in self._made:
+            plain = self.plain(allocation)
+            fitted = self._repaired(plain)
+            patterns = {name: self.options[name][i].pattern for name, i in allocation.items()}
+            self._made[key] = Chosen(allocation, fitted, patterns)
+        return self._made[key]
+
+    def plain(self, allocation: Allocation) -> dict[str, Weights]:
+        """The weights of an allocation as each layer was solved."""
+        return {name: self.options[name][i].weights for name, i in allocation.items()}
+
+    def score(self, weights: Mapping[str, Weights]) -> float | None:
+        """The metric on the held-back data; None where the outputs are nothing that has one."""
+        try:
+            return self.judge.score(self._model(weights))
+        except SparsecError:
+            return None
+
+    def allows(self, weights: Mapping[str, Weights]) -> bool:
+        """Whether the metric stays within its limit."""
+        value = self.score(weights)
+        return value is not None and self.judge.allows(value)
+
+    def _takes(self, pruned: Any) -> bool:
+        # Under a budget of time only a layer that can become sparse is worth its loss.
+        return not self._context.config.budgeted or not pruned.layer.obstacle
+
+    def _open_data(self) -> tuple[Samples, Samples]:
+        config = self._context.config
+        session = self._machine.open(session_source(self.program.model, self._context.folder))
+        samples = open_samples(config.calib, session, config.samples, config.labels)
+        if config.eval_data is None:
+            return samples.split(HELD_BACK)
+        return samples, open_samples(config.eval_data, session, 2**31, config.eval_labels)
+
+    def _solve(self) -> Options:
+        config, progress, layers = self._context.config, self._context.progress, list(self.layers.values())
+        options = self._cache.load(self.layers)
+        if options is None:
+            progress.start("fitting weights", len(layers))
+            levels = {layer.name: self._levels(layer) for layer in layers}
+            options = solve_options(layers, self.calibration, levels, config.patterns, config.method, progress.advance)
+            if sum(map(len, options.values())) > len(options):
+                progress.start("measuring errors", len(layers))
+                options = measure_errors(self._trial, options, self._seen, progress.advance)
+            if self._timed:
+                options = time_options(self.program, layers, options, self._workload, self._context)
+        self._cache.store(options)
+        return options
+
+    def _levels(self, layer: Layer) -> Sequence[float]:
+        config = self._context.config
+        if layer.name in self._fixed:
+            return (self._fixed[layer.name],)
+        if config.sparsity is None:
+            return LEVELS
+        around = (round(config.sparsity + offset, 6) for offset in AROUND)
+        return sorted({level for level in around if 0 < level <= MOST_ZEROS} | {config.sparsity})
+
+    def _repaired(self, plain: dict[str, Weights]) -> dict[str, Weights]:
+        if not plain:
+            return plain
+        progress = self._context.progress
+        progress.start("fitting layers to each other", len(plain))
+        fitted = repair(self.program, plain, self._seen, self._machine, self._context.folder, progress.advance)
+        # Few samples can be fitted too closely; the data that was held back tells.
+        better = self.judge.error(self._model(fitted)) < self.judge.error(self._model(plain))
+        return fitted if better else plain
+
+    def _model(self, weights: Mapping[str, Weights]) -> Any:
+        fed = self._trial.feeds(weights)
+        return lambda feeds: self._trial.run(feeds, fed)
+
+    def _unreached(self) -> tuple[str, ...]:
+        """A pattern cannot have every share of zeros."""
+        config = self._context.config
+        if config.sparsity is None:
+            return ()
+        far = [name for name, found in self.options.items() if name not in self._fixed and _far(found, config.sparsity)]
+        if not far:
+            return ()
+        nearest = self.options[far[0]][0]
+        return (
+            f"{config.pattern} cannot make {config.sparsity:.0%} zeros in {len(far)} of {len(self.options)} layers; "
+            f"'{far[0]}' has {nearest.zeros:.1%} instead.",
+        )
+
+
+def _far(found: Sequence[Any], sparsity: float) -> bool:
+    return len(found) == 1 and abs(found[0].zeros - sparsity) > 0.02
+
+
+def _scarcity(calibration: Calibration) -> tuple[str, ...]:
+    return tuple(
+        f"{len(calibration.scarce)} of {len(calibration.statistics)} layers saw fewer rows of calibration data than "
+        f"they have inputs ('{name}': {rows} rows, {inputs} inputs): their weights are fitted with damping; more "
+        "samples fit better."
+        for name, (rows, inputs) in [*calibration.scarce.items()][:1]
+    )

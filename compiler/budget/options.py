@@ -1,0 +1,128 @@
+"""What could become of each layer: solved weights at several sparsities, in several patterns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ...ir import parse_pattern
+from ...ir.patterns import NMPattern
+from ...passes.solve import solve_all
+from ..calibration import Weights
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from ...ir import Layer, Pattern, Timing
+    from ..calibration import Calibration
+
+
+@dataclass(frozen=True, eq=False)
+class Kept:
+    """A weight with many zeros, small in memory: where it is other than zero, and what it is there.
+
+    Attributes:
+        shape: (out, in).
+        mask: the bits of the mask, packed by eight.
+        values: float32, row after row.
+    """
+
+    shape: tuple[int, int]
+    mask: NDArray[np.uint8]
+    values: NDArray[np.float32]
+
+    @classmethod
+    def of(cls, matrix: NDArray[np.float32]) -> Kept:
+        """Of `matrix` [out, in]."""
+        mask = matrix != 0
+        return cls((matrix.shape[0], matrix.shape[1]), np.packbits(mask), matrix[mask])
+
+    @property
+    def matrix(self) -> NDArray[np.float32]:
+        """[out, in] float32."""
+        matrix = np.zeros(self.shape, np.float32)
+        matrix[np.unpackbits(self.mask, count=matrix.size).astype(bool).reshape(self.shape)] = self.values
+        return matrix
+
+    @property
+    def count(self) -> int:
+        """Weights other than zero."""
+        return len(self.values)
+
+
+@dataclass(frozen=True, eq=False)
+class Option:
+    """A layer pruned in one way, by itself.
+
+    Attributes:
+        pattern: as text.
+        kept: the weight.
+        zeros: share of zeros that the pattern reached.
+        layer_error: relative squared error of the layer's outputs.
+        error: relative squared error of the model's outputs when nothing else is pruned; NaN until it is measured.
+        timings: dense against sparse, one a batch size; empty where nothing was timed.
+        nbytes: of the packed weight; 0 where nothing was packed.
+    """
+
+    pattern: str
+    kept: Kept
+    zeros: float
+    layer_error: float
+    error: float = float("nan")
+    timings: tuple[Timing, ...] = field(default=())
+    nbytes: int = 0
+
+    @property
+    def weights(self) -> Weights:
+        """As a trial takes them."""
+        return Weights(self.kept.matrix)
+
+
+Options = dict[str, tuple[Option, ...]]
+
+
+def solve_options(
+    layers: Sequence[Layer],
+    calibration: Calibration,
+    levels: Mapping[str, Sequence[float]],
+    patterns: Sequence[str],
+    method: str,
+    done: Callable[[str], None],
+) -> Options:
+    """Solve each layer at each level in each pattern, the least sparse first.
+
+    Args:
+        layers: those that are pruned.
+        calibration: with their statistics.
+        levels: by layer name, the sparsities; N:M patterns have only their own.
+        patterns: as text.
+        method: as `solve_all` takes it.
+        done: is told each layer.
+    """
+    options: Options = {}
+    for layer in layers:
+        found: list[Option] = []
+        for pattern in map(parse_pattern, patterns):
+            wanted = [1 - pattern.n / pattern.m] if isinstance(pattern, NMPattern) else sorted(levels[layer.name])
+            for weight in _solve(layer, calibration, pattern, wanted, method):
+                kept, zeros = Kept.of(weight), float((weight == 0).mean())
+                found.append(Option(str(pattern), kept, zeros, calibration.error(layer, weight)))
+        options[layer.name] = tuple(found)
+        done(layer.name)
+    return options
+
+
+def _solve(
+    layer: Layer, calibration: Calibration, pattern: Pattern, levels: Sequence[float], method: str
+) -> list[NDArray[np.float32]]:
+    """[out, in] for each level; the groups of a convolution one by one."""
+    statistics = calibration.statistics[layer.name]
+    parts = np.split(layer.weight, len(statistics))
+    solved = [
+        solve_all(part, one, pattern, [1 - level for level in levels], method)
+        for part, one in zip(parts, statistics, strict=True)
+    ]
+    return [np.concatenate(pieces) for pieces in zip(*solved, strict=True)]

@@ -1,0 +1,75 @@
+"""What each option alone does to the outputs of the model."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..calibration import Samples, Trial, masks
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from numpy.typing import NDArray
+
+    from .options import Options
+
+# Seconds that the runs may take together: they choose how many of the samples are looked at.
+SECONDS = 60.0
+
+
+def measure_errors(
+    trial: Trial, options: Options, samples: Samples, done: Callable[[str], None], seconds: float = SECONDS
+) -> Options:
+    """The options with `error` measured: one layer pruned, all others dense.
+
+    Whole-model errors weigh what a layer's own error cannot: how much what follows cares. For small changes they add
+    up, which is what the allocation assumes.
+    """
+    dense = trial.feeds({})
+    trial.run(samples.runs[0], dense)
+    start = time.perf_counter()
+    trial.run(samples.runs[0], dense)
+    a_run = time.perf_counter() - start
+    wanted = sum(map(len, options.values()))
+    runs = _spread(samples.runs, max(1, int(seconds / max(a_run * wanted, 1e-9))))
+    expected = [trial.run(feeds, dense) for feeds in runs]
+    measured: Options = {}
+    for name, choices in options.items():
+        found = []
+        for option in choices:
+            weights = trial.feeds({name: option.weights})
+            errors = [
+                output_error(y0, trial.run(feeds, weights), feeds) for y0, feeds in zip(expected, runs, strict=True)
+            ]
+            found.append(dataclasses.replace(option, error=float(np.mean(errors))))
+        measured[name] = tuple(found)
+        done(name)
+    return measured
+
+
+def output_error(expected: Mapping[str, Any], found: Mapping[str, Any], feeds: Mapping[str, NDArray[Any]]) -> float:
+    """Relative squared error of the outputs that are floats, their mean; tokens that a mask leaves out do not count."""
+    keep = masks(feeds)
+    errors = []
+    for name, y0 in expected.items():
+        if not isinstance(y0, np.ndarray) or y0.dtype.kind != "f" or not y0.size:
+            continue
+        wide, change = y0.astype(np.float64), found[name] - y0.astype(np.float64)
+        if keep is not None and keep.shape == y0.shape[:2] and keep.any():
+            wide, change = wide[keep], change[keep]
+        power = float(np.square(wide).sum())
+        # Beyond outputs of zeros (1) and of twice the size nothing can be told apart, and infinity adds to nothing.
+        errors.append(min(float(np.square(change).sum()) / power, 4.0) if power and np.isfinite(change).all() else 4.0)
+    return float(np.mean(errors)) if errors else 0.0
+
+
+def _spread(runs: Sequence[dict[str, NDArray[Any]]], count: int) -> list[dict[str, NDArray[Any]]]:
+    """At most `count` of the runs, evenly."""
+    if count >= len(runs):
+        return list(runs)
+    return [runs[i] for i in np.linspace(0, len(runs) - 1, count).round().astype(int)]

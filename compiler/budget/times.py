@@ -1,0 +1,69 @@
+"""How long each option takes, dense against sparse, as the decision about a layer measures it."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+from ...codegen.ort.library import build_library
+from ...codegen.problem import Problem
+from ...ir import parse_pattern
+from ..decide import Bench, compare_layer, predicted_timings
+from ..kernels import distinct_kernels, make_kernels, sparse_op
+from ..plan import Candidate
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable, Sequence
+
+    from ...ir import Layer, Program, Timing
+    from ..context import Context
+    from ..probe import Workload
+    from .options import Options
+
+
+def time_options(
+    program: Program, layers: Sequence[Layer], options: Options, workload: Workload, context: Context
+) -> Options:
+    """The options with `timings` and the packed size. Of those that pose the same problem one is timed for all."""
+    candidates: dict[Hashable, Candidate] = {}
+    keys: dict[tuple[str, int], Hashable] = {}
+    sizes: dict[tuple[str, int], int] = {}
+    for layer in layers:
+        # Without a sparse operator there is nothing to time.
+        for i, option in enumerate(options[layer.name] if not layer.obstacle else ()):
+            matrix = parse_pattern(option.pattern).pack(option.kept.matrix, layer.dtype)
+            shapes = tuple(workload.shapes[batch][layer.name] for batch in workload.batches)
+            operators = tuple(node.op_type for node in layer.nodes)
+            key = (Problem.of(matrix, layer.epilogue), shapes, operators, layer.transpose_x, layer.transpose_y)
+            keys[layer.name, i], sizes[layer.name, i] = key, matrix.nbytes
+            candidates.setdefault(key, Candidate(layer, matrix, pruned=True))
+    timings = _time(program, candidates, workload, context)
+    return {
+        name: tuple(
+            dataclasses.replace(option, timings=timings[keys[name, i]], nbytes=sizes[name, i])
+            if (name, i) in keys
+            else option
+            for i, option in enumerate(choices)
+        )
+        for name, choices in options.items()
+    }
+
+
+def _time(
+    program: Program, candidates: dict[Hashable, Candidate], workload: Workload, context: Context
+) -> dict[Hashable, tuple[Timing, ...]]:
+    named = {str(number): candidate for number, candidate in enumerate(candidates.values())}
+    tuned = make_kernels(named, workload, context)
+    if context.machine is None:
+        found = {name: predicted_timings(tuned[name], candidate, workload) for name, candidate in named.items()}
+        return dict(zip(candidates, found.values(), strict=True))
+    library = context.folder / "options.so"
+    build_library(distinct_kernels(tuned.values()), library, context.target.cpu.requires)
+    threads, database = context.config.thread_count, context.tuner.database
+    bench = Bench(library, context.folder, context.machine, threads, context.target, database)
+    context.progress.start("measuring options", len(named))
+    timings = {}
+    for key, (name, candidate) in zip(candidates, named.items(), strict=True):
+        timings[key] = compare_layer(program, candidate, sparse_op(candidate, tuned[name], context), workload, bench)
+        context.progress.advance(str(candidate.matrix.pattern))
+    return timings

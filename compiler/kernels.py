@@ -1,0 +1,42 @@
+"""Kernels for candidates: one for those that pose the same problem."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ..codegen.problem import Problem
+from .exporter import SparseOp
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from ..codegen.kernel import Kernel
+    from ..codegen.tune import Tuned
+    from .context import Context
+    from .plan import Candidate
+    from .probe import Workload
+
+
+def make_kernels(candidates: Mapping[str, Candidate], workload: Workload, context: Context) -> dict[str, Tuned]:
+    """A tuned kernel for each candidate."""
+    problems: dict[str, tuple[Problem, tuple[int, ...]]] = {}
+    for name, candidate in candidates.items():
+        rows = tuple(dict.fromkeys(workload.rows(candidate.layer.name, batch) for batch in workload.batches))
+        problems[name] = (Problem.of(candidate.matrix, candidate.layer.epilogue), rows)
+    distinct = dict.fromkeys(problems.values())
+    context.progress.start("tuning kernels", len(distinct))
+    made = {}
+    for problem, rows in distinct:
+        made[problem, rows] = context.tuner.kernel(problem, rows)
+        context.progress.advance(problem.key)
+    return {name: made[key] for name, key in problems.items()}
+
+
+def sparse_op(candidate: Candidate, tuned: Tuned, context: Context) -> SparseOp:
+    """The operator that runs the kernel."""
+    return SparseOp(candidate.matrix, tuned.kernel.name, context.config.thread_count)
+
+
+def distinct_kernels(tuned: Iterable[Tuned]) -> tuple[Kernel, ...]:
+    """Each kernel once, in order."""
+    return tuple({one.kernel.name: one.kernel for one in tuned}.values())
