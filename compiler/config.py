@@ -57,6 +57,7 @@ class CompileConfig(BaseModel):
             one that suits labels and outputs. Without labels the dense model's outputs are the reference.
         speedup: how much faster the whole model must get, at every batch size: with the least error.
         max_drop: how much worse the metric may get, "1%" of the dense model's or "0.01": as fast as that allows.
+        permute: with `calib`, reorder channels before blocks are cut, where the weights around can follow.
         pick: number of the frontier's point to make, instead of what the budget chooses; 0 is the dense model.
         solutions: folder in which solved weights are kept, so that another budget or point needs no second solving.
         method: of choosing and fitting weights: "auto" or one of `sparsec.passes.solve.METHODS`.
@@ -87,6 +88,7 @@ class CompileConfig(BaseModel):
     metric: Any = None
     speedup: Annotated[float, Field(gt=1)] | None = None
     max_drop: str | None = None
+    permute: bool = True
     pick: Annotated[int, Field(ge=0)] | None = None
     solutions: Path | None = None
     cache: Path | None = None

@@ -17,7 +17,7 @@ import numpy as np
 from ..codegen.ort.library import build_library
 from ..ir import Decision, SparsecError, UsageError
 from . import artifact
-from .budget import Fitting, Search
+from .budget import PLANNED, Fitting, Search
 from .calibration import has_rows
 from .config import CompileConfig
 from .context import Context, Progress, Silent, make_context
@@ -47,8 +47,6 @@ _LOCAL = {"cache", "inputs", "calib", "labels", "eval_data", "eval_labels", "met
 # Above this relative error against the dense model with the same weights an artifact is wrong, not merely rounded. Half
 # precision rounds after every operator, and the sparse one has fewer of them.
 WRONG, WRONG_16_BITS = 1e-2, 1e-1
-# What a layer is planned with where a budget will choose its sparsity.
-PLANNED = 0.8
 
 
 @dataclass(frozen=True)
@@ -89,15 +87,15 @@ def compile(
         # Step 3. Run the model once: which shapes reach its layers.
         workload = probe(program, config, context.folder, context.machine)
         # Step 4. With data: choose and fit their weights. Under a budget, until an artifact holds.
-        for attempt, fitting, search in _attempts(program, plan, workload, context):
+        for source, attempt, fitting, search in _attempts(program, plan, workload, context):
             # Step 5. Compile and tune kernels; keep what is faster by itself, then what is faster together.
-            outcome = _decide(program, attempt.candidates, workload, context)
-            # Step 6. Write the artifact.
+            outcome = _decide(source, attempt.candidates, workload, context)
+            # Step 6. Write the artifact; where nothing changed, as the model came.
             weights = _Weights.of(attempt, outcome, config)
-            out = _write(program, outcome, weights, context)
+            out = _write(source if outcome.ops or weights.dense else program, outcome, weights, context)
             # Step 7. Run it against the dense model with the same weights, and against the one that came.
-            verification = _verify(program, outcome, weights, workload, context)
-            fidelity, quality = _judge(program, fitting, outcome, context)
+            verification = _verify(source, outcome, weights, workload, context)
+            fidelity, quality = _judge(fitting, outcome, context)
             if search is None or not search.next(outcome.timings, quality):
                 break
         # Step 8. For what is dense, measure what pruning would bring.
@@ -117,6 +115,7 @@ def compile(
             fidelity=fidelity,
             quality=quality,
             frontier=() if search is None else search.frontier,
+            reordered=None if fitting is None else fitting.reordered,
             missed="" if search is None else search.missed,
             notes=(*data_notes, *_notes(decisions, attempt.candidates, workload, outcome, context)),
             bytes_before=program.nbytes,
@@ -214,18 +213,25 @@ def _plan(program: Program, context: Context) -> Plan:
 
 def _attempts(
     program: Program, plan: Plan, workload: Workload, context: Context
-) -> Iterator[tuple[Plan, Fitting | None, Search | None]]:
-    """The plan; with data its weights fitted; under a budget one plan after the other until one holds."""
-    if context.config.calib is None or not any(has_rows(pruned.layer) for pruned in plan.pruned.values()):
-        yield plan, None, None
+) -> Iterator[tuple[Program, Plan, Fitting | None, Search | None]]:
+    """The plan; with data its weights fitted; under a budget one plan after the other until one holds.
+
+    Each with the model that it is about: the program, or with its channels in another order.
+    """
+    config = context.config
+    fits = any(has_rows(pruned.layer) for pruned in plan.pruned.values())
+    if config.calib is None or not (fits or config.budgeted):
+        yield program, plan, None, None
         return
-    fitting = Fitting(program, plan, workload, context, timed=context.config.budgeted)
-    if not context.config.budgeted:
-        yield _chosen(plan, fitting, fitting.at_sparsity()), fitting, None
+    fitting = Fitting(program, plan, workload, context, timed=config.budgeted)
+    if fitting.program is not program:
+        plan = _plan(fitting.program, context)
+    if not config.budgeted:
+        yield fitting.program, _chosen(plan, fitting, fitting.at_sparsity()), fitting, None
         return
     search = Search(fitting, context, _dense_times(program, workload, context))
     while True:
-        yield _chosen(plan, fitting, search.chosen), fitting, search
+        yield fitting.program, _chosen(plan, fitting, search.chosen), fitting, search
 
 
 def _chosen(plan: Plan, fitting: Fitting, chosen: Chosen | None) -> Plan:
@@ -240,9 +246,7 @@ def _dense_times(program: Program, workload: Workload, context: Context) -> tupl
     return tuple(machine.compare(first, second, feeds).dense_us for feeds in workload.feeds.values())
 
 
-def _judge(
-    program: Program, fitting: Fitting | None, outcome: _Outcome, context: Context
-) -> tuple[Fidelity | None, Quality | None]:
+def _judge(fitting: Fitting | None, outcome: _Outcome, context: Context) -> tuple[Fidelity | None, Quality | None]:
     """The artifact's outputs on data that no weight was fitted to."""
     machine = _checker(outcome, context)
     if fitting is None or machine is None:

@@ -117,6 +117,8 @@ class Report:
         verification: None where the model could not be run.
         fidelity, quality: None without calibration data.
         frontier: the fastest last; only with a budget of speed or accuracy.
+        reordered: which share of the saliency (weights squared times inputs squared) the blocks keep before and after
+            channels were reordered; None where they were not.
         missed: which target was not reached and what stood in the way, or "".
         notes: what a user should know and no table shows: a warning a sentence.
         bytes_before, bytes_after: sizes of the models, external data included.
@@ -135,6 +137,7 @@ class Report:
     quality: Quality | None = None
     frontier: tuple[FrontierPoint, ...] = ()
     missed: str = ""
+    reordered: tuple[float, float] | None = None
     notes: tuple[str, ...] = field(default=())
     bytes_before: int = 0
     bytes_after: int = 0

@@ -1,7 +1,7 @@
 """Budgets: what each layer could become, what that costs and brings, and the best of it for a whole model."""
 
-from .fitting import Chosen, Fitting
+from .fitting import PLANNED, Chosen, Fitting
 from .options import Option, Options
 from .search import Search
 
-__all__ = ["Chosen", "Fitting", "Option", "Options", "Search"]
+__all__ = ["PLANNED", "Chosen", "Fitting", "Option", "Options", "Search"]

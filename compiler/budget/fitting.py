@@ -6,15 +6,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ...ir import SparsecError
+from ...ir import SparsecError, parse_pattern
 from ..artifact import SOLUTIONS
-from ..calibration import Samples, Trial, Weights, gather, has_rows, open_samples, repair
+from ..calibration import Samples, Trial, Weights, gather, has_rows, open_samples, reordered, repair
 from ..exporter import session_source
 from ..machine import Cpu
 from .cache import Cache
 from .frontier import Allocation, by_zeros
 from .judge import Judge
-from .options import Options, solve_options
+from .options import AUTO, Options, shares_masks, solve_option, solve_options
 from .sensitivity import measure_errors
 from .times import time_options
 
@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 
 # Share of the calibration data that no weight is fitted to.
 HELD_BACK = 0.2
-# Sparsities that every layer is solved at under a budget of speed or accuracy.
+# Under a budget of speed or accuracy: what layers are planned with, and the sparsities that each is solved at.
+PLANNED = 0.8
 LEVELS = (0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95)
 # Under a given share of zeros: how far a layer's may be from the whole model's.
 AROUND = (-0.2, -0.1, 0.0, 0.1, 0.2)
@@ -54,8 +55,9 @@ class Fitting:
     """What calibration data decides in one compilation.
 
     Attributes:
-        program: the dense model.
+        program: the dense model, its channels reordered where that helps.
         layers: those that may be pruned, by name.
+        reordered: which share of the saliency blocks keep before and after, None where nothing was reordered.
         judge: the metric, on samples that no weight was fitted to.
         calibration: statistics.
         options: what each layer could become.
@@ -82,15 +84,14 @@ class Fitting:
             name: pruned.layer for name, pruned in plan.pruned.items() if has_rows(pruned.layer) and self._takes(pruned)
         }
         self._seen, self._held_back = self._open_data()
-        layers = list(self.layers.values())
-        self._trial = Trial(program, layers, self._machine, context.folder, watched=False)
-        context.progress.start("running the calibration data", len(self._seen.runs))
-        self.calibration = gather(program, layers, self._seen, self._machine, context.folder, context.progress.advance)
+        self.calibration = self._gather()
+        self.reordered = self._reorder()
+        self._trial = Trial(self.program, [*self.layers.values()], self._machine, context.folder, watched=False)
         separate = config.eval_data is not None
         self.judge = Judge(self._model({}), self._seen, self._held_back, separate, config.metric, config.drop_limit)
         wanted = {name: config.wanted_sparsity(name) for name in self.layers}
         self._fixed = {name: share for name, (share, named) in wanted.items() if named and share is not None}
-        self._cache = Cache(config.solutions, context.folder / SOLUTIONS, program, config)
+        self._cache = Cache(config.solutions, context.folder / SOLUTIONS, self.program, config)
         self.options = self._solve()
         self.notes = (*_scarcity(self.calibration), *self._unreached())
         self._made: dict[tuple[tuple[str, int], ...], Chosen] = {}
@@ -107,11 +108,22 @@ class Fitting:
         """The weights of an allocation, fitted to each other where that helps on the held-back data."""
         key = tuple(sorted(allocation.items()))
         if key not in self._made:
-            plain = self.plain(allocation)
+            plain = self._solved(allocation)
             fitted = self._repaired(plain)
             patterns = {name: self.options[name][i].pattern for name, i in allocation.items()}
             self._made[key] = Chosen(allocation, fitted, patterns)
         return self._made[key]
+
+    def _solved(self, allocation: Allocation) -> dict[str, Weights]:
+        """The weights of an allocation by the best method for each layer."""
+        if self._context.config.method != AUTO:
+            return self.plain(allocation)
+        self._context.progress.start("solving layers", len(allocation))
+        solved = {}
+        for name, i in allocation.items():
+            solved[name] = Weights(solve_option(self.layers[name], self.calibration, self.options[name][i]))
+            self._context.progress.advance(name)
+        return solved
 
     def plain(self, allocation: Allocation) -> dict[str, Weights]:
         """The weights of an allocation as each layer was solved."""
@@ -128,6 +140,28 @@ class Fitting:
         """Whether the metric stays within its limit."""
         value = self.score(weights)
         return value is not None and self.judge.allows(value)
+
+    def _gather(self) -> Calibration:
+        progress = self._context.progress
+        progress.start("running the calibration data", len(self._seen.runs))
+        layers = [*self.layers.values()]
+        return gather(self.program, layers, self._seen, self._machine, self._context.folder, progress.advance)
+
+    def _reorder(self) -> tuple[float, float] | None:
+        """Bring what matters into the same blocks; what blocks keep before and after, None where all stays."""
+        config, pattern = self._context.config, self._context.config.patterns[0]
+        if not config.permute or not self.layers or not shares_masks(parse_pattern(pattern)):
+            return None
+        self._context.progress.start("reordering channels", None)
+        density = 1 - (PLANNED if config.sparsity is None else config.sparsity)
+        found = reordered(self.program, [*self.layers.values()], self.calibration, pattern, density)
+        if found is None:
+            return None
+        self.program, *shares = found
+        by_name = {layer.name: layer for layer in self.program.layers}
+        self.layers = {name: by_name[name] for name in self.layers}
+        self.calibration = self._gather()
+        return shares[0], shares[1]
 
     def _takes(self, pruned: Any) -> bool:
         # Under a budget of time only a layer that can become sparse is worth its loss.

@@ -20,6 +20,12 @@ if TYPE_CHECKING:
     from ..calibration import Calibration
 
 
+AUTO = "auto"
+# Where every output has its own mask each level is solved by itself. What an option costs and brings can be told from
+# one sweep; the method that takes the time is for the options that are chosen.
+SCOUT = "sparsegpt"
+
+
 @dataclass(frozen=True, eq=False)
 class Kept:
     """A weight with many zeros, small in memory: where it is other than zero, and what it is there.
@@ -59,6 +65,7 @@ class Option:
 
     Attributes:
         pattern: as text.
+        level: the sparsity that was asked for.
         kept: the weight.
         zeros: share of zeros that the pattern reached.
         layer_error: relative squared error of the layer's outputs.
@@ -68,6 +75,7 @@ class Option:
     """
 
     pattern: str
+    level: float
     kept: Kept
     zeros: float
     layer_error: float
@@ -107,22 +115,37 @@ def solve_options(
         found: list[Option] = []
         for pattern in map(parse_pattern, patterns):
             wanted = [1 - pattern.n / pattern.m] if isinstance(pattern, NMPattern) else sorted(levels[layer.name])
-            for weight in _solve(layer, calibration, pattern, wanted, method):
-                kept, zeros = Kept.of(weight), float((weight == 0).mean())
-                found.append(Option(str(pattern), kept, zeros, calibration.error(layer, weight)))
+            scouted = method == AUTO and not shares_masks(pattern)
+            solved = _solve(layer, calibration, pattern, wanted, SCOUT if scouted else method, not scouted)
+            for level, weight in zip(wanted, solved, strict=True):
+                zeros, loss = float((weight == 0).mean()), calibration.error(layer, weight)
+                found.append(Option(str(pattern), level, Kept.of(weight), zeros, loss))
         options[layer.name] = tuple(found)
         done(layer.name)
     return options
 
 
+def shares_masks(pattern: Pattern) -> bool:
+    """Whether outputs share masks, so that one exact order of removal gives all levels."""
+    return pattern.rows * pattern.cols > 1
+
+
+def solve_option(layer: Layer, calibration: Calibration, option: Option) -> NDArray[np.float32]:
+    """The weight [out, in] of an option by the most accurate method, where it was only scouted; else as it is."""
+    pattern = parse_pattern(option.pattern)
+    if shares_masks(pattern):
+        return option.kept.matrix
+    return _solve(layer, calibration, pattern, [option.level], AUTO, True)[0]
+
+
 def _solve(
-    layer: Layer, calibration: Calibration, pattern: Pattern, levels: Sequence[float], method: str
+    layer: Layer, calibration: Calibration, pattern: Pattern, levels: Sequence[float], method: str, repair: bool
 ) -> list[NDArray[np.float32]]:
     """[out, in] for each level; the groups of a convolution one by one."""
     statistics = calibration.statistics[layer.name]
     parts = np.split(layer.weight, len(statistics))
     solved = [
-        solve_all(part, one, pattern, [1 - level for level in levels], method)
+        solve_all(part, one, pattern, [1 - level for level in levels], method, repair)
         for part, one in zip(parts, statistics, strict=True)
     ]
     return [np.concatenate(pieces) for pieces in zip(*solved, strict=True)]

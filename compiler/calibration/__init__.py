@@ -2,6 +2,7 @@
 
 from .gather import Calibration, gather
 from .metric import Drop, Metric, Run, default_metric, find_metric, parse_drop
+from .reorder import reordered
 from .repair import repair
 from .rows import has_rows, masks
 from .samples import Samples, open_samples
@@ -22,5 +23,6 @@ __all__ = [
     "masks",
     "open_samples",
     "parse_drop",
+    "reordered",
     "repair",
 ]

@@ -181,6 +181,9 @@ EvalLabels = Annotated[
     str | None,
     typer.Option(metavar="FILE.npy", help="Labels of --eval.", show_default=False, rich_help_panel=_WHAT),
 ]
+NoPermute = Annotated[
+    bool, _flag("--no-permute", help="With --calib: do not reorder channels before blocks are cut.", panel=_WHAT)
+]
 Pick = Annotated[
     int | None,
     typer.Option(

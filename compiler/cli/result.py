@@ -108,6 +108,9 @@ def _facts(report: Report) -> Iterator[tuple[str, str]]:
     if quality is not None:
         limit = f"; allowed to lose {quality.limit}" if quality.limit else ""
         yield quality.metric, f"{quality.dense:.4g} -> {quality.value:.4g}, against {quality.against}{limit}"
+    if report.reordered is not None:
+        before, after = report.reordered
+        yield "reordered", f"channels, so that blocks keep {percent(after)} of the saliency, not {percent(before)}"
     yield "took", f"{number(report.seconds)} s"
 
 
