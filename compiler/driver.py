@@ -114,7 +114,7 @@ def compile(
             verification=verification,
             fidelity=fidelity,
             quality=quality,
-            frontier=() if search is None else search.frontier,
+            frontier=() if search is None else search.report(),
             reordered=None if fitting is None else fitting.reordered,
             missed="" if search is None else search.missed,
             notes=(*data_notes, *_notes(decisions, attempt.candidates, workload, outcome, context)),
@@ -227,7 +227,7 @@ def _attempts(
     if fitting.program is not program:
         plan = _plan(fitting.program, context)
     if not config.budgeted:
-        yield fitting.program, _chosen(plan, fitting, fitting.at_sparsity()), fitting, None
+        yield fitting.program, _chosen(plan, fitting, fitting.at_sparsity(config.sparsity)), fitting, None
         return
     search = Search(fitting, context, _dense_times(program, workload, context))
     while True:

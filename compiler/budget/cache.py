@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ...ir import Layer, Program
     from ..config import CompileConfig
 
-_TABLE, _ARRAYS = "options.json", "options.npz"
+_TABLE, _ARRAYS, _FRONTIER = "options.json", "options.npz", "frontier.json"
 # What does not change the options.
 _FREE = {"pick", "max_drop", "speedup", "solutions", "cache", "calib", "eval_data", "labels", "eval_labels", "metric"}
 
@@ -68,6 +68,22 @@ class Cache:
         self._new.mkdir()
         np.savez(self._new / _ARRAYS, **arrays)
         (self._new / _TABLE).write_text(json.dumps({"key": self._key, "layers": table}), encoding="utf-8")
+
+    def load_frontier(self) -> dict[str, Any] | None:
+        """What was stored beside these options, or None."""
+        if self._old is None:
+            return None
+        try:
+            found = json.loads((self._old / _FRONTIER).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        return found if isinstance(found, dict) and found.get("key") == self._key else None
+
+    def store_frontier(self, frontier: dict[str, Any]) -> None:
+        """Keep a frontier, so that its points keep their numbers."""
+        if self._old is not None:
+            document = json.dumps({"key": self._key, **frontier})
+            (self._new / _FRONTIER).write_text(document, encoding="utf-8")
 
 
 def _option(record: dict[str, Any], arrays: Any, name: str, layer: Layer) -> Option:

@@ -11,6 +11,7 @@ from ..artifact import SOLUTIONS
 from ..calibration import Samples, Trial, Weights, gather, has_rows, open_samples, reordered, repair
 from ..exporter import session_source
 from ..machine import Cpu
+from ..parallel import each
 from .cache import Cache
 from .frontier import Allocation, by_zeros
 from .judge import Judge
@@ -19,6 +20,9 @@ from .sensitivity import measure_errors
 from .times import time_options
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from ...ir import Layer, Program
     from ..calibration import Calibration
     from ..context import Context
@@ -62,9 +66,18 @@ class Fitting:
         calibration: statistics.
         options: what each layer could become.
         notes: what a user should know of the data.
+        cache: where options and frontier are kept.
     """
 
-    def __init__(self, program: Program, plan: Plan, workload: Workload, context: Context, timed: bool) -> None:
+    def __init__(
+        self,
+        program: Program,
+        plan: Plan,
+        workload: Workload,
+        context: Context,
+        timed: bool,
+        levels: Sequence[float] = LEVELS,
+    ) -> None:
         """Read the data, run the dense model on it, solve and measure the options.
 
         Args:
@@ -73,12 +86,14 @@ class Fitting:
             workload: what is timed.
             context: configuration and machine.
             timed: whether the options' times are needed.
+            levels: sparsities that each layer is solved at where the configuration names none.
 
         Raises:
             SparsecError: the data does not fit the model, or an activation is NaN or infinite.
         """
         config = context.config
         self.program, self._workload, self._context, self._timed = program, workload, context, timed
+        self._all_levels, self._threads = levels, config.thread_count
         self._machine: Machine = context.machine or Cpu(config.thread_count)
         self.layers = {
             name: pruned.layer for name, pruned in plan.pruned.items() if has_rows(pruned.layer) and self._takes(pruned)
@@ -91,37 +106,41 @@ class Fitting:
         self.judge = Judge(self._model({}), self._seen, self._held_back, separate, config.metric, config.drop_limit)
         wanted = {name: config.wanted_sparsity(name) for name in self.layers}
         self._fixed = {name: share for name, (share, named) in wanted.items() if named and share is not None}
-        self._cache = Cache(config.solutions, context.folder / SOLUTIONS, self.program, config)
+        self.cache = Cache(config.solutions, context.folder / SOLUTIONS, self.program, config)
         self.options = self._solve()
         self.notes = (*_scarcity(self.calibration), *self._unreached())
         self._made: dict[tuple[tuple[str, int], ...], Chosen] = {}
 
-    def at_sparsity(self) -> Chosen:
-        """The least error at the configured share of zeros; layers that were named keep their own."""
-        config, free = self._context.config, {n: o for n, o in self.options.items() if n not in self._fixed}
+    def at_sparsity(self, sparsity: float | None) -> Chosen:
+        """The least error at this share of zeros; layers that were named keep their own."""
+        free = {name: found for name, found in self.options.items() if name not in self._fixed}
         allocation = dict.fromkeys(self._fixed, 0)
-        if config.sparsity is not None and free:
-            allocation |= by_zeros(free, self.layers, config.sparsity)
+        if sparsity is not None and free:
+            allocation |= by_zeros(free, self.layers, sparsity)
         return self.make(allocation)
 
     def make(self, allocation: Allocation) -> Chosen:
         """The weights of an allocation, fitted to each other where that helps on the held-back data."""
         key = tuple(sorted(allocation.items()))
         if key not in self._made:
-            plain = self._solved(allocation)
+            plain = self.solved(allocation)
             fitted = self._repaired(plain)
             patterns = {name: self.options[name][i].pattern for name, i in allocation.items()}
             self._made[key] = Chosen(allocation, fitted, patterns)
         return self._made[key]
 
-    def _solved(self, allocation: Allocation) -> dict[str, Weights]:
+    def solved(self, allocation: Allocation) -> dict[str, Weights]:
         """The weights of an allocation by the best method for each layer."""
         if self._context.config.method != AUTO:
             return self.plain(allocation)
         self._context.progress.start("solving layers", len(allocation))
         solved = {}
-        for name, i in allocation.items():
-            solved[name] = Weights(solve_option(self.layers[name], self.calibration, self.options[name][i]))
+
+        def solve_layer(name: str) -> NDArray[np.float32]:
+            return solve_option(self.layers[name], self.calibration, self.options[name][allocation[name]])
+
+        for name, matrix in zip(allocation, each(solve_layer, allocation, self._threads), strict=True):
+            solved[name] = Weights(matrix)
             self._context.progress.advance(name)
         return solved
 
@@ -145,7 +164,9 @@ class Fitting:
         progress = self._context.progress
         progress.start("running the calibration data", len(self._seen.runs))
         layers = [*self.layers.values()]
-        return gather(self.program, layers, self._seen, self._machine, self._context.folder, progress.advance)
+        return gather(
+            self.program, layers, self._seen, self._machine, self._context.folder, self._threads, progress.advance
+        )
 
     def _reorder(self) -> tuple[float, float] | None:
         """Bring what matters into the same blocks; what blocks keep before and after, None where all stays."""
@@ -177,17 +198,19 @@ class Fitting:
 
     def _solve(self) -> Options:
         config, progress, layers = self._context.config, self._context.progress, list(self.layers.values())
-        options = self._cache.load(self.layers)
+        options = self.cache.load(self.layers)
         if options is None:
             progress.start("fitting weights", len(layers))
             levels = {layer.name: self._levels(layer) for layer in layers}
-            options = solve_options(layers, self.calibration, levels, config.patterns, config.method, progress.advance)
+            options = solve_options(
+                layers, self.calibration, levels, config.patterns, config.method, self._threads, progress.advance
+            )
             if sum(map(len, options.values())) > len(options):
                 progress.start("measuring errors", len(layers))
                 options = measure_errors(self._trial, options, self._seen, progress.advance)
             if self._timed:
                 options = time_options(self.program, layers, options, self._workload, self._context)
-        self._cache.store(options)
+        self.cache.store(options)
         return options
 
     def _levels(self, layer: Layer) -> Sequence[float]:
@@ -195,7 +218,7 @@ class Fitting:
         if layer.name in self._fixed:
             return (self._fixed[layer.name],)
         if config.sparsity is None:
-            return LEVELS
+            return self._all_levels
         around = (round(config.sparsity + offset, 6) for offset in AROUND)
         return sorted({level for level in around if 0 < level <= MOST_ZEROS} | {config.sparsity})
 
@@ -204,7 +227,9 @@ class Fitting:
             return plain
         progress = self._context.progress
         progress.start("fitting layers to each other", len(plain))
-        fitted = repair(self.program, plain, self._seen, self._machine, self._context.folder, progress.advance)
+        fitted = repair(
+            self.program, plain, self._seen, self._machine, self._context.folder, self._threads, progress.advance
+        )
         # Few samples can be fitted too closely; the data that was held back tells.
         better = self.judge.error(self._model(fitted)) < self.judge.error(self._model(plain))
         return fitted if better else plain

@@ -12,6 +12,7 @@ from ...ir import parse_pattern
 from ...ir.patterns import NMPattern
 from ...passes.solve import solve_all
 from ..calibration import Weights
+from ..parallel import each
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -98,6 +99,7 @@ def solve_options(
     levels: Mapping[str, Sequence[float]],
     patterns: Sequence[str],
     method: str,
+    threads: int,
     done: Callable[[str], None],
 ) -> Options:
     """Solve each layer at each level in each pattern, the least sparse first.
@@ -108,10 +110,11 @@ def solve_options(
         levels: by layer name, the sparsities; N:M patterns have only their own.
         patterns: as text.
         method: as `solve_all` takes it.
+        threads: layers side by side.
         done: is told each layer.
     """
-    options: Options = {}
-    for layer in layers:
+
+    def solve_layer(layer: Layer) -> tuple[Option, ...]:
         found: list[Option] = []
         for pattern in map(parse_pattern, patterns):
             wanted = [1 - pattern.n / pattern.m] if isinstance(pattern, NMPattern) else sorted(levels[layer.name])
@@ -120,7 +123,11 @@ def solve_options(
             for level, weight in zip(wanted, solved, strict=True):
                 zeros, loss = float((weight == 0).mean()), calibration.error(layer, weight)
                 found.append(Option(str(pattern), level, Kept.of(weight), zeros, loss))
-        options[layer.name] = tuple(found)
+        return tuple(found)
+
+    options: Options = {}
+    for layer, choices in zip(layers, each(solve_layer, layers, threads), strict=True):
+        options[layer.name] = choices
         done(layer.name)
     return options
 

@@ -39,13 +39,15 @@ class Search:
             model_us: what the whole dense model takes, by batch size.
         """
         self.fitting, self._context = fitting, context
-        self._times = Times.of(fitting.options, model_us)
-        self.points = by_time(fitting.options, self._times)
-        context.progress.start("measuring the frontier", len(self.points))
-        self._scores: list[float | None] = []
-        for point in self.points:
-            self._scores.append(fitting.score(fitting.plain(point)))
-            context.progress.advance()
+        kept = fitting.cache.load_frontier() if context.config.pick is not None else None
+        self._times = Times.of(fitting.options, model_us if kept is None else kept["model_us"])
+        self.points: list[Allocation] = by_time(fitting.options, self._times) if kept is None else kept["points"]
+        self._scores: list[float | None] = [] if kept is None else kept["scores"]
+        if kept is None:
+            context.progress.start("measuring the frontier", len(self.points))
+            for point in self.points:
+                self._scores.append(fitting.score(fitting.plain(point)))
+                context.progress.advance()
         self._tries, self._asked, self._missed = 0, context.config.speedup or 1.0, ""
         self.chosen = self._first()
 
@@ -88,9 +90,10 @@ class Search:
         """Which target was not reached and what stood in the way, or ""."""
         return self._missed
 
-    @property
-    def frontier(self) -> tuple[FrontierPoint, ...]:
-        """All points, for the report: beginning with the dense model, the fastest last."""
+    def report(self) -> tuple[FrontierPoint, ...]:
+        """All points, beginning with the dense model, the fastest last; they are kept for another pick."""
+        kept = {"points": self.points, "scores": self._scores, "model_us": self._times.model_us}
+        self.fitting.cache.store_frontier(kept)
         options, judge = self.fitting.options, self.fitting.judge
         weights = {name: layer.weight.size for name, layer in self.fitting.layers.items()}
         total = max(sum(weights.values()), 1)

@@ -10,6 +10,7 @@ import numpy as np
 
 from ...ir import SparsecError
 from ...passes.solve import Statistics
+from ..parallel import each
 from .rows import masks, rows, source_of
 from .trial import Trial
 
@@ -62,6 +63,7 @@ def gather(
     samples: Samples,
     machine: Machine,
     folder: Path,
+    threads: int = 1,
     done: Callable[[str], None] = lambda what: None,
 ) -> Calibration:
     """Run the model on all samples and sum Xᵀ X over the inputs X [rows, in] of each layer, in float64.
@@ -79,11 +81,12 @@ def gather(
     seen = dict.fromkeys(owners, 0)
     for number, feeds in enumerate(samples.runs):
         watched = trial.watch(feeds, weights, [layer.name for layer in owners.values()])
-        for source, layer in owners.items():
-            x = rows(layer, finite(watched[layer.name], layer, samples.name), number, masks(feeds))
-            moment = (x.transpose(0, 2, 1) @ x).astype(np.float64)
-            moments[source] = moments[source] + moment if source in moments else moment
-            seen[source] += x.shape[1]
+        work = [
+            (layer, finite(watched[layer.name], layer, samples.name), number, masks(feeds)) for layer in owners.values()
+        ]
+        for source, (new, count) in zip(owners, each(_moment, work, threads), strict=True):
+            moments[source] = moments[source] + new if source in moments else new
+            seen[source] += count
         done(f"run {number + 1}")
     statistics = {
         source: tuple(Statistics.of(moment / max(seen[source], 1)) for moment in stack)
@@ -95,6 +98,12 @@ def gather(
         samples=samples.count,
         source=samples.name,
     )
+
+
+def _moment(work: tuple[Layer, NDArray[Any], int, NDArray[np.bool_] | None]) -> tuple[NDArray[np.float64], int]:
+    """Of one run, for each group: the sum of xᵀ x, and the number of rows."""
+    x = rows(*work)
+    return (x.transpose(0, 2, 1) @ x).astype(np.float64), x.shape[1]
 
 
 def finite(x: NDArray[Any], layer: Layer, source: str) -> NDArray[Any]:

@@ -11,6 +11,7 @@ import numpy as np
 
 from ...passes.solve import Moments, refit
 from ..exporter import bias_place
+from ..parallel import each
 from .gather import finite
 from .rows import groups_of, masks, rows, source_of
 from .trial import Trial, Weights
@@ -36,6 +37,7 @@ def repair(
     samples: Samples,
     machine: Machine,
     folder: Path,
+    threads: int = 1,
     done: Callable[[str], None] = lambda what: None,
     seconds: float = SECONDS,
 ) -> dict[str, Weights]:
@@ -50,6 +52,7 @@ def repair(
         samples: what the weights are fitted to.
         machine: where the model runs.
         folder: scratch space.
+        threads: layers fitted side by side.
         done: is told each layer.
         seconds: that running the model may take, roughly.
     """
@@ -61,11 +64,12 @@ def repair(
     trial.watch(samples.runs[0], dense, [layers[0].name])
     full_pass = 2 * len(samples.runs) * (time.perf_counter() - start)
     for stage in _stages(sources, full_pass, seconds):
-        moments = _moments(trial, stage, trial.feeds(current), dense, samples)
-        for members, found in zip(stage, moments, strict=True):
-            for layer in members:
-                current[layer.name] = _refit(layer, current[layer.name], found)
-                done(layer.name)
+        moments = _moments(trial, stage, trial.feeds(current), dense, samples, threads)
+        work = [(layer, found) for members, found in zip(stage, moments, strict=True) for layer in members]
+        fitted = each(lambda one: _refit(one[0], current[one[0].name], one[1]), work, threads)
+        for (layer, _), new in zip(work, list(fitted), strict=True):
+            current[layer.name] = new
+            done(layer.name)
     return current
 
 
@@ -85,21 +89,37 @@ def _stages(sources: list[list[Layer]], full_pass: float, seconds: float) -> lis
 
 
 def _moments(
-    trial: Trial, stage: list[list[Layer]], pruned: dict[str, Any], dense: dict[str, Any], samples: Samples
+    trial: Trial,
+    stage: list[list[Layer]],
+    pruned: dict[str, Any],
+    dense: dict[str, Any],
+    samples: Samples,
+    threads: int,
 ) -> list[list[Moments]]:
     """Of each source of the stage, for each group: one pass over the data with both models."""
     first = [members[0] for members in stage]
     names = [layer.name for layer in first]
-    sums: list[list[Moments]] = [[] for _ in stage]
+    sums: list[list[Moments]] = []
     for number, feeds in enumerate(samples.runs):
         found, wanted = trial.watch(feeds, pruned, names), trial.watch(feeds, dense, names)
         keep = masks(feeds)
-        for i, layer in enumerate(first):
-            x = rows(layer, finite(found[layer.name], layer, samples.name), number, keep)
-            x0 = rows(layer, wanted[layer.name], number, keep)
-            new = [_sums(one, one0) for one, one0 in zip(x, x0, strict=True)]
-            sums[i] = [_added(a, b) for a, b in zip(sums[i], new, strict=True)] if sums[i] else new
+        work = [
+            (layer, finite(found[layer.name], layer, samples.name), wanted[layer.name], number, keep) for layer in first
+        ]
+        new = list(each(_of_run, work, threads))
+        sums = (
+            [[_added(a, b) for a, b in zip(*pair, strict=True)] for pair in zip(sums, new, strict=True)]
+            if sums
+            else new
+        )
     return [[_means(one) for one in groups] for groups in sums]
+
+
+def _of_run(work: tuple[Layer, NDArray[Any], NDArray[Any], int, NDArray[np.bool_] | None]) -> list[Moments]:
+    """Of each group of a layer: the sums over one run."""
+    layer, x, x0, number, keep = work
+    pairs = zip(rows(layer, x, number, keep), rows(layer, x0, number, keep), strict=True)
+    return [_sums(one, one0) for one, one0 in pairs]
 
 
 def _sums(x: NDArray[np.float32], x0: NDArray[np.float32]) -> Moments:
