@@ -15,7 +15,7 @@ from ..parallel import each
 from .cache import Cache
 from .frontier import Allocation, by_zeros
 from .judge import Judge
-from .options import AUTO, Options, shares_masks, solve_option, solve_options
+from .options import Options, shares_masks, solve_option, solve_options
 from .sensitivity import measure_errors
 from .times import time_options
 
@@ -131,8 +131,6 @@ class Fitting:
 
     def solved(self, allocation: Allocation) -> dict[str, Weights]:
         """The weights of an allocation by the best method for each layer."""
-        if self._context.config.method != AUTO:
-            return self.plain(allocation)
         self._context.progress.start("solving layers", len(allocation))
         solved = {}
 

@@ -70,6 +70,7 @@ class Option:
         kept: the weight.
         zeros: share of zeros that the pattern reached.
         layer_error: relative squared error of the layer's outputs.
+        scouted: whether the weight was found in haste, see `SCOUT`.
         error: relative squared error of the model's outputs when nothing else is pruned; NaN until it is measured.
         timings: dense against sparse, one a batch size; empty where nothing was timed.
         nbytes: of the packed weight; 0 where nothing was packed.
@@ -80,6 +81,7 @@ class Option:
     kept: Kept
     zeros: float
     layer_error: float
+    scouted: bool = False
     error: float = float("nan")
     timings: tuple[Timing, ...] = field(default=())
     nbytes: int = 0
@@ -118,11 +120,11 @@ def solve_options(
         found: list[Option] = []
         for pattern in map(parse_pattern, patterns):
             wanted = [1 - pattern.n / pattern.m] if isinstance(pattern, NMPattern) else sorted(levels[layer.name])
-            scouted = method == AUTO and not shares_masks(pattern)
+            scouted = method == AUTO and not shares_masks(pattern) and len(wanted) * len(patterns) > 1
             solved = _solve(layer, calibration, pattern, wanted, SCOUT if scouted else method, not scouted)
             for level, weight in zip(wanted, solved, strict=True):
                 zeros, loss = float((weight == 0).mean()), calibration.error(layer, weight)
-                found.append(Option(str(pattern), level, Kept.of(weight), zeros, loss))
+                found.append(Option(str(pattern), level, Kept.of(weight), zeros, loss, scouted))
         return tuple(found)
 
     options: Options = {}
@@ -139,10 +141,9 @@ def shares_masks(pattern: Pattern) -> bool:
 
 def solve_option(layer: Layer, calibration: Calibration, option: Option) -> NDArray[np.float32]:
     """The weight [out, in] of an option by the most accurate method, where it was only scouted; else as it is."""
-    pattern = parse_pattern(option.pattern)
-    if shares_masks(pattern):
+    if not option.scouted:
         return option.kept.matrix
-    return _solve(layer, calibration, pattern, [option.level], AUTO, True)[0]
+    return _solve(layer, calibration, parse_pattern(option.pattern), [option.level], AUTO, True)[0]
 
 
 def _solve(
