@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ...ir import SparsecError, parse_pattern
+from ...ir import parse_pattern
 from ..artifact import SOLUTIONS
 from ..calibration import Samples, Trial, Weights, gather, has_rows, open_samples, reordered, repair
 from ..exporter import session_source
@@ -40,6 +40,10 @@ AROUND = (-0.2, -0.1, 0.0, 0.1, 0.2)
 MOST_ZEROS = 0.98
 
 
+# An allocation, hashable.
+_Key = tuple[tuple[str, int], ...]
+
+
 @dataclass(frozen=True)
 class Chosen:
     """An allocation and its weights.
@@ -48,11 +52,13 @@ class Chosen:
         allocation: by layer name, the number of its option; the others stay dense.
         weights: by layer name, fitted to each other.
         patterns: by layer name, as text.
+        value: the metric's on the held-back data; None where the outputs are nothing that has one.
     """
 
     allocation: Allocation
     weights: dict[str, Weights]
     patterns: dict[str, str]
+    value: float | None
 
 
 class Fitting:
@@ -109,7 +115,8 @@ class Fitting:
         self.cache = Cache(config.solutions, context.folder / SOLUTIONS, self.program, config)
         self.options = self._solve()
         self.notes = (*_scarcity(self.calibration), *self._unreached())
-        self._made: dict[tuple[tuple[str, int], ...], Chosen] = {}
+        self._made: dict[_Key, Chosen] = {}
+        self._plain: dict[_Key, tuple[float, float | None]] = {}
 
     def at_sparsity(self, sparsity: float | None) -> Chosen:
         """The least error at this share of zeros; layers that were named keep their own."""
@@ -123,10 +130,15 @@ class Fitting:
         """The weights of an allocation, fitted to each other where that helps on the held-back data."""
         key = tuple(sorted(allocation.items()))
         if key not in self._made:
-            plain = self.solved(allocation)
-            fitted = self._repaired(plain)
+            solved = self.solved(allocation)
+            scouted = any(self.options[name][i].scouted for name, i in allocation.items())
+            error, value = self.judge.compare(self._model(solved)) if scouted else self._compared(allocation)
+            fitted = self._repaired(solved)
+            error_fitted, value_fitted = self.judge.compare(self._model(fitted))
+            # Few samples can be fitted too closely; the data that was held back tells.
+            weights, value = (fitted, value_fitted) if error_fitted < error else (solved, value)
             patterns = {name: self.options[name][i].pattern for name, i in allocation.items()}
-            self._made[key] = Chosen(allocation, fitted, patterns)
+            self._made[key] = Chosen(allocation, weights, patterns, value)
         return self._made[key]
 
     def solved(self, allocation: Allocation) -> dict[str, Weights]:
@@ -142,21 +154,20 @@ class Fitting:
             self._context.progress.advance(name)
         return solved
 
-    def plain(self, allocation: Allocation) -> dict[str, Weights]:
-        """The weights of an allocation as each layer was solved."""
-        return {name: self.options[name][i].weights for name, i in allocation.items()}
+    def score(self, allocation: Allocation) -> float | None:
+        """The metric on the held-back data with each layer's weight as its option has it, not fitted to each other."""
+        return self._compared(allocation)[1]
 
-    def score(self, weights: Mapping[str, Weights]) -> float | None:
-        """The metric on the held-back data; None where the outputs are nothing that has one."""
-        try:
-            return self.judge.score(self._model(weights))
-        except SparsecError:
-            return None
+    def allows(self, chosen: Chosen) -> bool:
+        """Whether its metric stays within the limit."""
+        return chosen.value is not None and self.judge.allows(chosen.value)
 
-    def allows(self, weights: Mapping[str, Weights]) -> bool:
-        """Whether the metric stays within its limit."""
-        value = self.score(weights)
-        return value is not None and self.judge.allows(value)
+    def _compared(self, allocation: Allocation) -> tuple[float, float | None]:
+        key = tuple(sorted(allocation.items()))
+        if key not in self._plain:
+            plain = {name: self.options[name][i].weights for name, i in allocation.items()}
+            self._plain[key] = self.judge.compare(self._model(plain))
+        return self._plain[key]
 
     def _gather(self) -> Calibration:
         progress = self._context.progress
@@ -220,17 +231,14 @@ class Fitting:
         around = (round(config.sparsity + offset, 6) for offset in AROUND)
         return sorted({level for level in around if 0 < level <= MOST_ZEROS} | {config.sparsity})
 
-    def _repaired(self, plain: dict[str, Weights]) -> dict[str, Weights]:
-        if not plain:
-            return plain
+    def _repaired(self, solved: dict[str, Weights]) -> dict[str, Weights]:
+        if not solved:
+            return solved
         progress = self._context.progress
-        progress.start("fitting layers to each other", len(plain))
-        fitted = repair(
-            self.program, plain, self._seen, self._machine, self._context.folder, self._threads, progress.advance
+        progress.start("fitting layers to each other", len(solved))
+        return repair(
+            self.program, solved, self._seen, self._machine, self._context.folder, self._threads, progress.advance
         )
-        # Few samples can be fitted too closely; the data that was held back tells.
-        better = self.judge.error(self._model(fitted)) < self.judge.error(self._model(plain))
-        return fitted if better else plain
 
     def _model(self, weights: Mapping[str, Weights]) -> Any:
         fed = self._trial.feeds(weights)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ...ir import SparsecError
 from ..calibration import Run, default_metric, find_metric, masks
 from ..report import Fidelity, Quality
 from .sensitivity import output_error
@@ -56,18 +57,22 @@ class Judge:
             self.metric = find_metric(metric, held_back.labels is not None)
         self.dense = self._score(self._expected)
 
-    def score(self, model: Model) -> float:
-        """The metric's value for another model with the same outputs."""
-        return self._score([model(feeds) for feeds in self._samples.runs])
+    def compare(self, model: Model) -> tuple[float, float | None]:
+        """For another model with the same outputs: their relative squared error, and the metric's value.
+
+        The latter is None where the outputs are nothing that has one.
+        """
+        found = [model(feeds) for feeds in self._samples.runs]
+        pairs = zip(self._expected, found, self._samples.runs, strict=True)
+        error = float(np.mean([output_error(y0, y, feeds) for y0, y, feeds in pairs]))
+        try:
+            return error, self._score(found)
+        except SparsecError:
+            return error, None
 
     def allows(self, value: float) -> bool:
         """Whether the limit does; without one everything is allowed."""
         return self._limit is None or self._limit.allows(self.metric, self.dense, value)
-
-    def error(self, model: Model) -> float:
-        """Relative squared error of the outputs."""
-        pairs = zip(self._expected, self._samples.runs, strict=True)
-        return float(np.mean([output_error(y0, model(feeds), feeds) for y0, feeds in pairs]))
 
     def quality(self, model: Model) -> tuple[Fidelity, Quality]:
         """Both, for the report."""

@@ -46,7 +46,7 @@ class Search:
         if kept is None:
             context.progress.start("measuring the frontier", len(self.points))
             for point in self.points:
-                self._scores.append(fitting.score(fitting.plain(point)))
+                self._scores.append(fitting.score(point))
                 context.progress.advance()
         self._tries, self._asked, self._missed = 0, context.config.speedup or 1.0, ""
         self.chosen = self._first()
@@ -144,7 +144,7 @@ class Search:
         return self.fitting.make(best)
 
     def _holds(self, allocation: Allocation) -> bool:
-        return self.fitting.allows(self.fitting.make(allocation).weights)
+        return self.fitting.allows(self.fitting.make(allocation))
 
     def _between(self, allowed: Allocation) -> Allocation | None:
         """An allocation half way to the next point, where that is within the limit; it becomes a point."""
@@ -166,7 +166,7 @@ class Search:
         """Make the allocation; it takes its place among the points."""
         if allocation not in self.points:
             self.points.append(allocation)
-            self._scores.append(self.fitting.score(self.fitting.plain(allocation)))
+            self._scores.append(self.fitting.score(allocation))
             order = sorted(range(len(self.points)), key=self._mean_speed)
             self.points, self._scores = [self.points[i] for i in order], [self._scores[i] for i in order]
         return self.fitting.make(allocation)

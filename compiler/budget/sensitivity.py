@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..calibration import Samples, Trial, masks
+from ..calibration import Samples, Trial, masks, spread
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from .options import Options
 
 # Seconds that the runs may take together: they choose how many of the samples are looked at.
-SECONDS = 60.0
+SECONDS = 30.0
 
 
 def measure_errors(
@@ -36,7 +36,7 @@ def measure_errors(
     trial.run(samples.runs[0], dense)
     a_run = time.perf_counter() - start
     wanted = sum(map(len, options.values()))
-    runs = _spread(samples.runs, max(1, int(seconds / max(a_run * wanted, 1e-9))))
+    runs = spread(samples.runs, int(seconds / max(a_run * wanted, 1e-9)))
     expected = [trial.run(feeds, dense) for feeds in runs]
     measured: Options = {}
     for name, choices in options.items():
@@ -66,10 +66,3 @@ def output_error(expected: Mapping[str, Any], found: Mapping[str, Any], feeds: M
         # Beyond outputs of zeros (1) and of twice the size nothing can be told apart, and infinity adds to nothing.
         errors.append(min(float(np.square(change).sum()) / power, 4.0) if power and np.isfinite(change).all() else 4.0)
     return float(np.mean(errors)) if errors else 0.0
-
-
-def _spread(runs: Sequence[dict[str, NDArray[Any]]], count: int) -> list[dict[str, NDArray[Any]]]:
-    """At most `count` of the runs, evenly."""
-    if count >= len(runs):
-        return list(runs)
-    return [runs[i] for i in np.linspace(0, len(runs) - 1, count).round().astype(int)]

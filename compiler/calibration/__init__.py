@@ -5,7 +5,7 @@ from .metric import Drop, Metric, Run, default_metric, find_metric, parse_drop
 from .reorder import reordered
 from .repair import repair
 from .rows import has_rows, masks
-from .samples import Samples, open_samples
+from .samples import Samples, open_samples, spread
 from .trial import Trial, Weights
 
 __all__ = [
@@ -25,4 +25,5 @@ __all__ = [
     "parse_drop",
     "reordered",
     "repair",
+    "spread",
 ]

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,10 +12,12 @@ from ..exporter import bias_place
 from ..parallel import each
 from .gather import finite
 from .rows import groups_of, masks, rows, source_of
-from .trial import Trial, Weights
+from .samples import spread
+from .trial import Weights
+from .walk import Walk
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Mapping, Sequence
+    from collections.abc import Collection, Hashable, Mapping
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -26,9 +26,8 @@ if TYPE_CHECKING:
     from ..machine import Machine
     from .samples import Samples
 
-# Seconds that the passes over the data may take. Where one pass for each set of layers with the same input would take
-# longer, neighbouring sets share a pass: they then do not see what became of each other.
-SECONDS = 60.0
+# Bytes that may be kept of what all runs compute, of both models together: they choose how many of the runs are used.
+BYTES = 2**30
 
 
 def repair(
@@ -39,12 +38,12 @@ def repair(
     folder: Path,
     threads: int = 1,
     done: Callable[[str], None] = lambda what: None,
-    seconds: float = SECONDS,
+    most_bytes: int = BYTES,
 ) -> dict[str, Weights]:
     """New values for the weights that are kept, and new biases: the dense layers' outputs from the pruned inputs.
 
     A layer thereby also makes good what the layers before it got wrong, and the mean of its outputs is again that of
-    the dense layer's, which is what bias and BatchNorm correction are for.
+    the dense layer's, which is what bias and BatchNorm correction are for. Both models are run once, piece by piece.
 
     Args:
         program: the dense model.
@@ -54,65 +53,49 @@ def repair(
         folder: scratch space.
         threads: layers fitted side by side.
         done: is told each layer.
-        seconds: that running the model may take, roughly.
+        most_bytes: of activations; runs that would take more are left out, evenly.
     """
-    layers = [layer for layer in program.layers if layer.name in pruned]
-    trial = Trial(program, layers, machine, folder, watched=True)
-    current = dict(pruned)
-    dense, sources = trial.feeds({}), _by_source(layers)
-    start = time.perf_counter()
-    trial.watch(samples.runs[0], dense, [layers[0].name])
-    full_pass = 2 * len(samples.runs) * (time.perf_counter() - start)
-    for stage in _stages(sources, full_pass, seconds):
-        moments = _moments(trial, stage, trial.feeds(current), dense, samples, threads)
-        work = [(layer, found) for members, found in zip(stage, moments, strict=True) for layer in members]
-        fitted = each(lambda one: _refit(one[0], current[one[0].name], one[1]), work, threads)
-        for (layer, _), new in zip(work, list(fitted), strict=True):
-            current[layer.name] = new
+    walk = Walk(program, _by_source(program, pruned), machine, folder)
+    dense, current = walk.feeds({}), dict(pruned)
+    runs = spread(samples.runs, most_bytes // (2 * _largest(walk, samples.runs[0], dense) or 1))
+    states = [(dict(feeds), dict(feeds)) for feeds in runs]
+    for piece in walk.pieces:
+        fed, first = walk.feeds(current), [members[0] for members in piece.stops]
+        sums: list[list[Moments]] = []
+        for number, (feeds, (values, values0)) in enumerate(zip(runs, states, strict=True)):
+            piece.run(values, fed)
+            piece.run(values0, dense)
+            work = [
+                (layer, finite(values[name], layer, samples.name), values0[name], number, masks(feeds))
+                for layer, name in ((layer, piece.x[layer.name]) for layer in first)
+            ]
+            new = list(each(_of_run, work, threads))
+            sums = [_added(*pair) for pair in zip(sums, new, strict=True)] if sums else new
+        moments = [[_means(one) for one in groups] for groups in sums]
+        todo = [(layer, found) for members, found in zip(piece.stops, moments, strict=True) for layer in members]
+        fitted = list(each(lambda one: _refit(one[0], current[one[0].name], one[1]), todo, threads))
+        for (layer, _), better in zip(todo, fitted, strict=True):
+            current[layer.name] = better
             done(layer.name)
     return current
 
 
-def _by_source(layers: Sequence[Layer]) -> list[list[Layer]]:
-    """Layers with the same rows together, in the order of the graph."""
+def _by_source(program: Program, names: Collection[str]) -> list[list[Layer]]:
+    """Layers with the same rows together."""
     sources: dict[Hashable, list[Layer]] = {}
-    for layer in layers:
-        sources.setdefault(source_of(layer), []).append(layer)
+    for layer in program.layers:
+        if layer.name in names:
+            sources.setdefault(source_of(layer), []).append(layer)
     return list(sources.values())
 
 
-def _stages(sources: list[list[Layer]], full_pass: float, seconds: float) -> list[list[list[Layer]]]:
-    """Neighbouring sources that share a pass."""
-    passes = max(1, min(len(sources), int(seconds / max(full_pass, 1e-9))))
-    cuts = np.linspace(0, len(sources), passes + 1).round().astype(int)
-    return [sources[a:b] for a, b in pairwise(cuts)]
-
-
-def _moments(
-    trial: Trial,
-    stage: list[list[Layer]],
-    pruned: dict[str, Any],
-    dense: dict[str, Any],
-    samples: Samples,
-    threads: int,
-) -> list[list[Moments]]:
-    """Of each source of the stage, for each group: one pass over the data with both models."""
-    first = [members[0] for members in stage]
-    names = [layer.name for layer in first]
-    sums: list[list[Moments]] = []
-    for number, feeds in enumerate(samples.runs):
-        found, wanted = trial.watch(feeds, pruned, names), trial.watch(feeds, dense, names)
-        keep = masks(feeds)
-        work = [
-            (layer, finite(found[layer.name], layer, samples.name), wanted[layer.name], number, keep) for layer in first
-        ]
-        new = list(each(_of_run, work, threads))
-        sums = (
-            [[_added(a, b) for a, b in zip(*pair, strict=True)] for pair in zip(sums, new, strict=True)]
-            if sums
-            else new
-        )
-    return [[_means(one) for one in groups] for groups in sums]
+def _largest(walk: Walk, feeds: Mapping[str, NDArray[Any]], weights: Mapping[str, Any]) -> int:
+    """Bytes that one run keeps, at most."""
+    values, largest = dict(feeds), 0
+    for piece in walk.pieces:
+        piece.run(values, weights)
+        largest = max(largest, sum(value.nbytes for value in values.values()))
+    return largest
 
 
 def _of_run(work: tuple[Layer, NDArray[Any], NDArray[Any], int, NDArray[np.bool_] | None]) -> list[Moments]:
@@ -128,8 +111,12 @@ def _sums(x: NDArray[np.float32], x0: NDArray[np.float32]) -> Moments:
     return Moments(*products, x.sum(0, dtype=np.float64), x0.sum(0, dtype=np.float64), len(x))
 
 
-def _added(a: Moments, b: Moments) -> Moments:
-    return Moments(a.hessian + b.hessian, a.cross + b.cross, a.mean + b.mean, a.mean0 + b.mean0, a.rows + b.rows)
+def _added(sums: list[Moments], new: list[Moments]) -> list[Moments]:
+    """Of each group."""
+    return [
+        Moments(a.hessian + b.hessian, a.cross + b.cross, a.mean + b.mean, a.mean0 + b.mean0, a.rows + b.rows)
+        for a, b in zip(sums, new, strict=True)
+    ]
 
 
 def _means(a: Moments) -> Moments:

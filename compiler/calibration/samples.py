@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -407,3 +407,9 @@ def _all_or_none(found: list[Any], name: str) -> list[Array] | None:
             f"{other.dtype}{list(other.shape)} in another"
         )
     return labels
+
+
+def spread(runs: Sequence[Feeds], count: int) -> list[Feeds]:
+    """At most `count` of the runs, but at least one, evenly."""
+    chosen = np.linspace(0, len(runs) - 1, min(max(1, count), len(runs))).round().astype(int)
+    return [runs[i] for i in chosen]

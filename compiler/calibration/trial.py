@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..exporter import open_model, session_source
+from ..exporter import OpenModel, open_model, session_source
 from ..runtime import run_session
 
 if TYPE_CHECKING:
@@ -34,30 +34,39 @@ class Weights:
     bias: NDArray[np.float32] | None = None
 
 
+class Exchange:
+    """What to feed an open model so that some of its layers have new weights."""
+
+    def __init__(self, opened: OpenModel, layers: Sequence[Layer]) -> None:
+        self._open = opened
+        self._layers = {layer.name: layer for layer in layers}
+        self._dense: dict[str, Any] = {}
+        for layer in layers:
+            self._dense.update(opened.feeds(layer, layer.weight, None))
+
+    def feeds(self, weights: Mapping[str, Weights]) -> dict[str, Any]:
+        """By input name; the layers that are not named keep their own weights."""
+        chosen = dict(self._dense)
+        for name, new in weights.items():
+            chosen.update(self._open.feeds(self._layers[name], new.matrix, new.bias))
+        return chosen
+
+
 class Trial:
     """A session in which the weights of some layers are inputs, and what flows into them are outputs.
 
     Attributes:
         outputs: names of the model's own outputs.
+        feeds: what `run` wants for some layers' new weights, as `Exchange.feeds`.
     """
 
     def __init__(
         self, program: Program, layers: Sequence[Layer], machine: Machine, folder: Path, watched: bool
     ) -> None:
-        self._layers = {layer.name: layer for layer in layers}
         self._open = open_model(program, layers, watched)
         self._session = machine.open(session_source(self._open.model, folder))
         self.outputs = [output.name or "" for output in program.model.graph.outputs]
-        self._dense: dict[str, Any] = {}
-        for layer in layers:
-            self._dense.update(self._open.feeds(layer, layer.weight, None))
-
-    def feeds(self, weights: Mapping[str, Weights]) -> dict[str, Any]:
-        """What `run` wants for these weights; the layers that are not named keep their own."""
-        chosen = dict(self._dense)
-        for name, new in weights.items():
-            chosen.update(self._open.feeds(self._layers[name], new.matrix, new.bias))
-        return chosen
+        self.feeds = Exchange(self._open, layers).feeds
 
     def run(self, feeds: Feeds, weights: Feeds) -> dict[str, Any]:
         """The model's outputs by name.

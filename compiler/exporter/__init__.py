@@ -4,6 +4,7 @@ from .extract import layer_model
 from .files import save, session_source
 from .open import OpenModel, open_model
 from .rewrite import DOMAIN, OP_TYPE, VERSION, SparseOp, bias_place, export
+from .split import Splitter
 
 __all__ = [
     "DOMAIN",
@@ -11,6 +12,7 @@ __all__ = [
     "VERSION",
     "OpenModel",
     "SparseOp",
+    "Splitter",
     "bias_place",
     "export",
     "layer_model",

@@ -41,12 +41,14 @@ class OpenModel:
     Attributes:
         model: the weights of the layers are inputs, each layer's X is one more output.
         weights, biases: by layer name; a layer whose bias stands where it cannot be set has none.
-        x: by layer name, the output that is the layer's X; layers with the same X share one.
+        nodes: by layer name, the first of its nodes, which reads X.
+        x: by layer name, the name of X, if it is watched of an output that equals it; layers may share it.
     """
 
     model: onnx_ir.Model
     weights: dict[str, Slot]
     biases: dict[str, Slot]
+    nodes: dict[str, onnx_ir.Node]
     x: dict[str, str]
 
     def feeds(self, layer: Layer, weight: NDArray[np.float32], bias: NDArray[np.float32] | None) -> dict[str, Any]:
@@ -67,32 +69,32 @@ def open_model(program: Program, layers: Sequence[Layer], watched: bool) -> Open
     model = program.model.clone()
     copies = dict(zip(program.model.graph, model.graph, strict=True))
     constants = Constants(program.model)
-    opened = OpenModel(model, {}, {}, {})
+    opened = OpenModel(model, {}, {}, {}, {})
     taps: dict[onnx_ir.Value, str] = {}
     for number, layer in enumerate(layers):
-        if watched:
-            if layer.x not in taps:
-                taps[layer.x] = _tap(model, layer, copies[layer.nodes[0]], f"sparsec.x.{number}")
-            opened.x[layer.name] = taps[layer.x]
+        node = opened.nodes[layer.name] = copies[layer.nodes[0]]
+        if layer.x not in taps:
+            x = node.inputs[list(layer.nodes[0].inputs).index(layer.x)]
+            assert x is not None and x.name is not None
+            taps[layer.x] = _tap(model, x, node, f"sparsec.x.{number}") if watched else x.name
+        opened.x[layer.name] = taps[layer.x]
         index = weight_index(layer)
         raw = constants.array(layer.nodes[0].inputs[index])
         assert raw is not None, "the layer was found by reading it"
         slot = Slot(f"sparsec.weight.{number}", raw.shape, raw.dtype)
-        _feed(model, copies[layer.nodes[0]], index, slot)
+        _feed(model, node, index, slot)
         opened.weights[layer.name] = slot
         place = bias_place(layer)
         if place is not None:
-            node, index = place
+            adder, index = place
             slot = Slot(f"sparsec.bias.{number}", bias_shape(layer), raw.dtype)
-            _feed(model, copies[node], index, slot)
+            _feed(model, copies[adder], index, slot)
             opened.biases[layer.name] = slot
     return opened
 
 
-def _tap(model: onnx_ir.Model, layer: Layer, user: onnx_ir.Node, name: str) -> str:
-    """X of the layer as one more output, through an Identity: X may be an input or an output of the model already."""
-    x = user.inputs[list(layer.nodes[0].inputs).index(layer.x)]
-    assert x is not None
+def _tap(model: onnx_ir.Model, x: onnx_ir.Value, user: onnx_ir.Node, name: str) -> str:
+    """One more output that is `x`, through an Identity: `x` may be an input or an output of the model already."""
     node = onnx_ir.node("Identity", [x])
     node.outputs[0].name = name
     node.outputs[0].type = x.type or onnx_ir.TensorType(onnx_ir.DataType.FLOAT)
