@@ -11,11 +11,13 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from ..ir import UsageError, parse_pattern
-from ..passes.solve import METHODS
+from ..passes.solve import AUTO, METHODS
 from .calibration.metric import Drop, parse_drop
 
 # Layers with fewer weights than this are too small for a sparse operator to pay.
 TINY_WEIGHTS = 16_384
+# The pattern where "auto" finds no better one: one vector of outputs.
+PATTERN = "group:16"
 
 
 class Tune(str, Enum):
@@ -35,7 +37,8 @@ class CompileConfig(BaseModel):
         layer_sparsity: exceptions by layer name or glob, in order; the last that matches counts. A layer that is named
             here is pruned even where the defaults would leave it (the model's last layer, tiny ones).
         pattern: the shape of sparsity that pruning makes: "block:RxC" or "group:g"; with `calib` several, separated by
-            commas, of which each layer gets one. Zeros that are already there keep their own shape.
+            commas, of which each layer gets one. "auto" is `PATTERN`; with `speedup` or `max_drop` the narrowest groups
+            that this machine runs nearly as fast as the fastest. Zeros that are already there keep their own shape.
         target: "auto" (this machine's GPUs where ONNX Runtime has its CUDA provider, else its CPU), "cpu", "cpu:NAME"
             with LLVM's name of one, "cuda", or "cuda:ARCH" with one or more architectures, such as "cuda:sm_80+sm_90".
         batch: batch sizes that must all get faster. Empty: the model's own, or 1 where it is dynamic.
@@ -68,7 +71,7 @@ class CompileConfig(BaseModel):
 
     sparsity: Annotated[float, Field(ge=0, le=1)] | None = None
     layer_sparsity: tuple[tuple[str, Annotated[float, Field(ge=0, le=1)]], ...] = ()
-    pattern: str = "group:16"
+    pattern: str = AUTO
     target: str = "auto"
     batch: tuple[Annotated[int, Field(ge=1)], ...] = ()
     dims: dict[str, Annotated[int, Field(ge=1)]] = Field(default_factory=dict)
@@ -96,6 +99,8 @@ class CompileConfig(BaseModel):
     @field_validator("pattern")
     @classmethod
     def _known_pattern(cls, text: str) -> str:
+        if text.strip().lower() == AUTO:
+            return AUTO
         try:
             return ",".join(str(parse_pattern(part.strip())) for part in text.split(","))
         except UsageError as error:
@@ -104,7 +109,7 @@ class CompileConfig(BaseModel):
     @field_validator("method")
     @classmethod
     def _known_method(cls, name: str) -> str:
-        if name not in ("auto", *METHODS):
+        if name not in (AUTO, *METHODS):
             raise ValueError(f"'{name}' is no method of pruning: expected auto, {', '.join(METHODS)}")
         return name
 
@@ -118,8 +123,8 @@ class CompileConfig(BaseModel):
 
     @property
     def patterns(self) -> tuple[str, ...]:
-        """One or more."""
-        return tuple(self.pattern.split(","))
+        """One or more; `PATTERN` as long as "auto" has not been decided."""
+        return (PATTERN,) if self.pattern == AUTO else tuple(self.pattern.split(","))
 
     @property
     def budgeted(self) -> bool:

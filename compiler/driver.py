@@ -16,8 +16,9 @@ import numpy as np
 
 from ..codegen.ort.library import build_library
 from ..ir import Decision, SparsecError, UsageError
+from ..passes.solve import AUTO
 from . import artifact
-from .budget import PLANNED, Fitting, Search
+from .budget import PLANNED, Fitting, Search, with_pattern
 from .calibration import has_rows
 from .config import CompileConfig
 from .context import Context, Progress, Silent, make_context
@@ -86,6 +87,9 @@ def compile(
         plan = _plan(program, context)
         # Step 3. Run the model once: which shapes reach its layers.
         workload = probe(program, config, context.folder, context.machine)
+        if config.budgeted and config.pattern == AUTO:
+            context = with_pattern(program, plan, workload, context)
+            plan = _plan(program, context)
         # Step 4. With data: choose and fit their weights. Under a budget, until an artifact holds.
         for source, attempt, fitting, search in _attempts(program, plan, workload, context):
             # Step 5. Compile and tune kernels; keep what is faster by itself, then what is faster together.
@@ -434,7 +438,7 @@ def _survey(
             return ()
         outcome = _decide(program, plan.candidates, workload, context)
         speedups = tuple(timing.speedup for timing in outcome.timings) or (1.0,) * len(workload.batches)
-        points.append(SurveyPoint(sparsity, config.pattern, len(outcome.ops), speedups))
+        points.append(SurveyPoint(sparsity, config.patterns[0], len(outcome.ops), speedups))
     return tuple(points)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ..codegen.problem import Problem
@@ -17,12 +18,15 @@ if TYPE_CHECKING:
     from .probe import Workload
 
 
-def make_kernels(candidates: Mapping[str, Candidate], workload: Workload, context: Context) -> dict[str, Tuned]:
-    """A tuned kernel for each candidate."""
+def make_kernels(
+    candidates: Mapping[str, Candidate], workload: Workload, context: Context, density: float | None = None
+) -> dict[str, Tuned]:
+    """A tuned kernel for each candidate; with `density` one for all that differ in nothing else."""
     problems: dict[str, tuple[Problem, tuple[int, ...]]] = {}
     for name, candidate in candidates.items():
         rows = tuple(dict.fromkeys(workload.rows(candidate.layer.name, batch) for batch in workload.batches))
-        problems[name] = (Problem.of(candidate.matrix, candidate.layer.epilogue), rows)
+        problem = Problem.of(candidate.matrix, candidate.layer.epilogue)
+        problems[name] = (problem if density is None else replace(problem, density=density), rows)
     distinct = dict.fromkeys(problems.values())
     context.progress.start("tuning kernels", len(distinct))
     made = {}

@@ -2,6 +2,7 @@
 
 from .fitting import PLANNED, Chosen, Fitting
 from .options import Option, Options
+from .patterns import with_pattern
 from .search import Search
 
-__all__ = ["PLANNED", "Chosen", "Fitting", "Option", "Options", "Search"]
+__all__ = ["PLANNED", "Chosen", "Fitting", "Option", "Options", "Search", "with_pattern"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +33,7 @@ class Cache:
         """Without `old` nothing is read or written; what cannot be read is as good as not there."""
         self._old, self._new = old, new
         self._key = _key(program, config) if old is not None else ""
+        self._pattern = config.pattern
 
     def load(self, layers: Mapping[str, Layer]) -> Options | None:
         """What was stored for the same model and configuration, or None."""
@@ -67,7 +69,8 @@ class Cache:
                 )
         self._new.mkdir()
         np.savez(self._new / _ARRAYS, **arrays)
-        (self._new / _TABLE).write_text(json.dumps({"key": self._key, "layers": table}), encoding="utf-8")
+        document = json.dumps({"key": self._key, "pattern": self._pattern, "layers": table})
+        (self._new / _TABLE).write_text(document, encoding="utf-8")
 
     def load_frontier(self) -> dict[str, Any] | None:
         """What was stored beside these options, or None."""
@@ -84,6 +87,15 @@ class Cache:
         if self._old is not None:
             document = json.dumps({"key": self._key, **frontier})
             (self._new / _FRONTIER).write_text(document, encoding="utf-8")
+
+
+def stored_pattern(folder: Path | None) -> str | None:
+    """The pattern of the options that were stored, if any were: another pick is from the same."""
+    try:
+        table = json.loads((folder / _TABLE).read_text(encoding="utf-8")) if folder is not None else {}
+        return str(table["pattern"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _option(record: dict[str, Any], arrays: Any, name: str, layer: Layer) -> Option:
@@ -104,5 +116,5 @@ def _key(program: Program, config: CompileConfig) -> str:
         digest.update(str(source).encode())
         if isinstance(source, str | Path) and Path(source).is_file():
             digest.update(Path(source).read_bytes())
-    digest.update(code_version().encode())
+    digest.update(f"{version('sparsec')} {code_version()}".encode())
     return digest.hexdigest()

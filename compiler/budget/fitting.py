@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ...ir import parse_pattern
+from ...passes.solve import SECONDS
 from ..artifact import SOLUTIONS
 from ..calibration import Samples, Trial, Weights, gather, has_rows, open_samples, reordered, repair
 from ..exporter import session_source
@@ -15,14 +16,11 @@ from ..parallel import each
 from .cache import Cache
 from .frontier import Allocation, by_zeros
 from .judge import Judge
-from .options import Options, shares_masks, solve_option, solve_options
+from .options import Kept, Options, shares_masks, solve_option, solve_options
 from .sensitivity import measure_errors
 from .times import time_options
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
     from ...ir import Layer, Program
     from ..calibration import Calibration
     from ..context import Context
@@ -35,6 +33,9 @@ HELD_BACK = 0.2
 # Under a budget of speed or accuracy: what layers are planned with, and the sparsities that each is solved at.
 PLANNED = 0.8
 LEVELS = (0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95)
+# Under a budget of speed or accuracy several points are tried as they were scouted, and one is solved by the best
+# methods for so many seconds.
+THOROUGH = 60.0
 # Under a given share of zeros: how far a layer's may be from the whole model's.
 AROUND = (-0.2, -0.1, 0.0, 0.1, 0.2)
 MOST_ZEROS = 0.98
@@ -42,6 +43,8 @@ MOST_ZEROS = 0.98
 
 # An allocation, hashable.
 _Key = tuple[tuple[str, int], ...]
+# Weights, the error and the value of the metric with them.
+_Judged = tuple[dict[str, Weights], float, float | None]
 
 
 @dataclass(frozen=True)
@@ -52,12 +55,14 @@ class Chosen:
         allocation: by layer name, the number of its option; the others stay dense.
         weights: by layer name, fitted to each other.
         patterns: by layer name, as text.
-        value: the metric's on the held-back data; None where the outputs are nothing that has one.
+        error: relative squared error of the outputs on the held-back data.
+        value: the metric's there; None where the outputs are nothing that has one.
     """
 
     allocation: Allocation
     weights: dict[str, Weights]
     patterns: dict[str, str]
+    error: float
     value: float | None
 
 
@@ -115,7 +120,9 @@ class Fitting:
         self.cache = Cache(config.solutions, context.folder / SOLUTIONS, self.program, config)
         self.options = self._solve()
         self.notes = (*_scarcity(self.calibration), *self._unreached())
+        self._sketched: dict[_Key, Chosen] = {}
         self._made: dict[_Key, Chosen] = {}
+        self._solved: dict[tuple[str, int], Kept] = {}
         self._plain: dict[_Key, tuple[float, float | None]] = {}
 
     def at_sparsity(self, sparsity: float | None) -> Chosen:
@@ -126,33 +133,45 @@ class Fitting:
             allocation |= by_zeros(free, self.layers, sparsity)
         return self.make(allocation)
 
+    def sketch(self, allocation: Allocation) -> Chosen:
+        """The weights of an allocation as its options have them, fitted to each other where that helps."""
+        key = tuple(sorted(allocation.items()))
+        if key not in self._sketched:
+            plain = {name: self.options[name][i].weights for name, i in allocation.items()}
+            self._sketched[key] = self._better(
+                (plain, *self._compared(allocation)), self._fitted(plain), allocation=allocation
+            )
+        return self._sketched[key]
+
     def make(self, allocation: Allocation) -> Chosen:
-        """The weights of an allocation, fitted to each other where that helps on the held-back data."""
+        """The weights of an allocation by the best method for each layer, fitted to each other where that helps."""
+        if not any(self.options[name][i].scouted for name, i in allocation.items()):
+            return self.sketch(allocation)
         key = tuple(sorted(allocation.items()))
         if key not in self._made:
             solved = self.solved(allocation)
-            scouted = any(self.options[name][i].scouted for name, i in allocation.items())
-            error, value = self.judge.compare(self._model(solved)) if scouted else self._compared(allocation)
-            fitted = self._repaired(solved)
-            error_fitted, value_fitted = self.judge.compare(self._model(fitted))
-            # Few samples can be fitted too closely; the data that was held back tells.
-            weights, value = (fitted, value_fitted) if error_fitted < error else (solved, value)
-            patterns = {name: self.options[name][i].pattern for name, i in allocation.items()}
-            self._made[key] = Chosen(allocation, weights, patterns, value)
+            found = [(solved, *self.judge.compare(self._model(solved))), self._fitted(solved)]
+            if key in self._sketched:
+                sketch = self._sketched[key]
+                found.append((sketch.weights, sketch.error, sketch.value))
+            self._made[key] = self._better(*found, allocation=allocation)
         return self._made[key]
 
     def solved(self, allocation: Allocation) -> dict[str, Weights]:
         """The weights of an allocation by the best method for each layer."""
-        self._context.progress.start("solving layers", len(allocation))
-        solved = {}
+        progress = self._context.progress
+        todo = [(name, i) for name, i in allocation.items() if (name, i) not in self._solved]
+        seconds = THOROUGH * self._threads / max(len(todo), 1) if self._context.config.budgeted else SECONDS
+        progress.start("solving layers", len(todo))
 
-        def solve_layer(name: str) -> NDArray[np.float32]:
-            return solve_option(self.layers[name], self.calibration, self.options[name][allocation[name]])
+        def solve_layer(one: tuple[str, int]) -> Kept:
+            name, i = one
+            return solve_option(self.layers[name], self.calibration, self.options[name][i], seconds)
 
-        for name, matrix in zip(allocation, each(solve_layer, allocation, self._threads), strict=True):
-            solved[name] = Weights(matrix)
-            self._context.progress.advance(name)
-        return solved
+        for one, kept in zip(todo, each(solve_layer, todo, self._threads), strict=True):
+            self._solved[one] = kept
+            progress.advance(one[0])
+        return {name: Weights(self._solved[name, i].matrix) for name, i in allocation.items()}
 
     def score(self, allocation: Allocation) -> float | None:
         """The metric on the held-back data with each layer's weight as its option has it, not fitted to each other."""
@@ -231,14 +250,26 @@ class Fitting:
         around = (round(config.sparsity + offset, 6) for offset in AROUND)
         return sorted({level for level in around if 0 < level <= MOST_ZEROS} | {config.sparsity})
 
-    def _repaired(self, solved: dict[str, Weights]) -> dict[str, Weights]:
+    def _fitted(self, solved: dict[str, Weights]) -> _Judged:
         if not solved:
-            return solved
+            return solved, 0.0, self.judge.dense
         progress = self._context.progress
         progress.start("fitting layers to each other", len(solved))
-        return repair(
+        weights = repair(
             self.program, solved, self._seen, self._machine, self._context.folder, self._threads, progress.advance
         )
+        return weights, *self.judge.compare(self._model(weights))
+
+    def _better(self, *found: _Judged, allocation: Allocation) -> Chosen:
+        """Few samples can be fitted too closely; the data that was held back tells."""
+
+        def worth(one: _Judged) -> tuple[bool, float]:
+            _, error, value = one
+            return value is None or not self.judge.allows(value), error
+
+        weights, error, value = min(found, key=worth)
+        patterns = {name: self.options[name][i].pattern for name, i in allocation.items()}
+        return Chosen(allocation, weights, patterns, error, value)
 
     def _model(self, weights: Mapping[str, Weights]) -> Any:
         fed = self._trial.feeds(weights)
@@ -252,9 +283,9 @@ class Fitting:
         far = [name for name, found in self.options.items() if name not in self._fixed and _far(found, config.sparsity)]
         if not far:
             return ()
-        nearest = self.options[far[0]][0]
+        nearest, pattern = self.options[far[0]][0], config.patterns[0]
         return (
-            f"{config.pattern} cannot make {config.sparsity:.0%} zeros in {len(far)} of {len(self.options)} layers; "
+            f"{pattern} cannot make {config.sparsity:.0%} zeros in {len(far)} of {len(self.options)} layers; "
             f"'{far[0]}' has {nearest.zeros:.1%} instead.",
         )
 

@@ -78,9 +78,11 @@ class Judge:
         """Both, for the report."""
         found = [model(feeds) for feeds in self._samples.runs]
         held_back = self._separate or self._samples is not self._seen
-        fidelity = Fidelity(
-            _distances(self._expected, found), self._samples.count, self._seen.count, self._samples.name, held_back
-        )
+        masked = [
+            [_masked(outputs, feeds) for outputs, feeds in zip(side, self._samples.runs, strict=True)]
+            for side in (self._expected, found)
+        ]
+        fidelity = Fidelity(_distances(*masked), self._samples.count, self._seen.count, self._samples.name, held_back)
         quality = Quality(
             metric=self.metric.name,
             higher_is_better=self.metric.higher_is_better,

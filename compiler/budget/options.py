@@ -10,7 +10,7 @@ import numpy as np
 
 from ...ir import parse_pattern
 from ...ir.patterns import NMPattern
-from ...passes.solve import solve_all
+from ...passes.solve import AUTO, SECONDS, Problem, choose, solve_all
 from ..calibration import Weights
 from ..parallel import each
 
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     from ..calibration import Calibration
 
 
-AUTO = "auto"
-# Where every output has its own mask each level is solved by itself. What an option costs and brings can be told from
-# one sweep; the method that takes the time is for the options that are chosen.
-SCOUT = "sparsegpt"
+# What an option costs and brings can be told from one sweep; the method that takes the time is for the options that
+# are chosen. It is used at once where outputs share masks, so that one exact order of removal gives all levels, if that
+# takes no more than so many seconds of one core.
+SCOUT, EXACT_SECONDS = "sparsegpt", 1.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,7 +120,7 @@ def solve_options(
         found: list[Option] = []
         for pattern in map(parse_pattern, patterns):
             wanted = [1 - pattern.n / pattern.m] if isinstance(pattern, NMPattern) else sorted(levels[layer.name])
-            scouted = method == AUTO and not shares_masks(pattern) and len(wanted) * len(patterns) > 1
+            scouted = method == AUTO and len(wanted) * len(patterns) > 1 and not _exact(layer, calibration, pattern)
             solved = _solve(layer, calibration, pattern, wanted, SCOUT if scouted else method, not scouted)
             for level, weight in zip(wanted, solved, strict=True):
                 zeros, loss = float((weight == 0).mean()), calibration.error(layer, weight)
@@ -139,21 +139,34 @@ def shares_masks(pattern: Pattern) -> bool:
     return pattern.rows * pattern.cols > 1
 
 
-def solve_option(layer: Layer, calibration: Calibration, option: Option) -> NDArray[np.float32]:
-    """The weight [out, in] of an option by the most accurate method, where it was only scouted; else as it is."""
+def solve_option(layer: Layer, calibration: Calibration, option: Option, seconds: float) -> Kept:
+    """The weight of an option; one that was only scouted by the most accurate method for so many `seconds`."""
     if not option.scouted:
-        return option.kept.matrix
-    return _solve(layer, calibration, parse_pattern(option.pattern), [option.level], AUTO, True)[0]
+        return option.kept
+    pattern = parse_pattern(option.pattern)
+    return Kept.of(_solve(layer, calibration, pattern, [option.level], AUTO, True, seconds)[0])
+
+
+def _exact(layer: Layer, calibration: Calibration, pattern: Pattern) -> bool:
+    statistics = calibration.statistics[layer.name]
+    part = layer.weight[: len(layer.weight) // len(statistics)]
+    return choose(Problem.of(part, statistics[0], pattern), EXACT_SECONDS / len(statistics), 0.0) == "obs"
 
 
 def _solve(
-    layer: Layer, calibration: Calibration, pattern: Pattern, levels: Sequence[float], method: str, repair: bool
+    layer: Layer,
+    calibration: Calibration,
+    pattern: Pattern,
+    levels: Sequence[float],
+    method: str,
+    repair: bool,
+    seconds: float = SECONDS,
 ) -> list[NDArray[np.float32]]:
     """[out, in] for each level; the groups of a convolution one by one."""
     statistics = calibration.statistics[layer.name]
     parts = np.split(layer.weight, len(statistics))
     solved = [
-        solve_all(part, one, pattern, [1 - level for level in levels], method, repair)
+        solve_all(part, one, pattern, [1 - level for level in levels], method, repair, seconds)
         for part, one in zip(parts, statistics, strict=True)
     ]
     return [np.concatenate(pieces) for pieces in zip(*solved, strict=True)]

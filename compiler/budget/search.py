@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 TRIES = 4
 MORE = 1.02
 # How often the way from the fastest point within the limit to the next is halved.
-BISECTIONS = 2
+BISECTIONS = 1
 
 
 class Search:
@@ -130,8 +130,13 @@ class Search:
         allowed = [k for k, score in enumerate(self._scores) if score is not None and judge.allows(score)]
         at = max(allowed, default=-1)
         # What was solved layer by layer is within the limit up to here; fitted to each other the layers go further.
-        while at + 1 < len(self.points) and self._holds(self.points[at + 1]):
-            at += 1
+        end = len(self.points)
+        while at + 1 < end:
+            middle = (at + end) // 2
+            if self._holds(self.points[middle]):
+                at = middle
+            else:
+                end = middle
         if at < 0:
             self._missed = self._nothing()
             return None
@@ -144,7 +149,7 @@ class Search:
         return self.fitting.make(best)
 
     def _holds(self, allocation: Allocation) -> bool:
-        return self.fitting.allows(self.fitting.make(allocation))
+        return self.fitting.allows(self.fitting.sketch(allocation))
 
     def _between(self, allowed: Allocation) -> Allocation | None:
         """An allocation half way to the next point, where that is within the limit; it becomes a point."""

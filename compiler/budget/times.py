@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from ..probe import Workload
     from .options import Options
 
+# What kernels that serve all densities are made for.
+ANY_DENSITY = 0.5
+
 
 def time_options(
     program: Program, layers: Sequence[Layer], options: Options, workload: Workload, context: Context
@@ -70,7 +73,13 @@ def _time(
     program: Program, candidates: dict[Hashable, Candidate], workload: Workload, context: Context
 ) -> dict[Hashable, tuple[Timing, ...]]:
     named = {str(number): candidate for number, candidate in enumerate(candidates.values())}
-    tuned = make_kernels(named, workload, context)
+    if context.target.cuda:
+        tuned = make_kernels(named, workload, context)
+    else:
+        # A CPU's best guess is within some per cent of the schedule that a search finds, and the same at any density;
+        # only chosen options are worth a search and code of their own.
+        guessing = dataclasses.replace(context, tuner=dataclasses.replace(context.tuner, effort="off"))
+        tuned = make_kernels(named, workload, guessing, density=ANY_DENSITY)
     if context.machine is None:
         found = {name: predicted_timings(tuned[name], candidate, workload) for name, candidate in named.items()}
         return dict(zip(candidates, found.values(), strict=True))

@@ -52,7 +52,7 @@ def compile_command(
     sparsity: Sparsity = None,
     speedup: Speedup = None,
     max_drop: MaxDrop = None,
-    pattern: Pattern = "group:16",
+    pattern: Pattern = "auto",
     prune_all: PruneAll = False,
     calib: Calib = None,
     samples: Samples = 256,

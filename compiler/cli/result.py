@@ -98,11 +98,11 @@ def _facts(report: Report) -> Iterator[tuple[str, str]]:
         yield "verified", f"largest difference from the dense model with the same weights: {error} ({of})"
     fidelity = report.fidelity
     if fidelity is not None:
-        held = "held-back samples" if fidelity.held_back else "samples that the weights were fitted to"
+        held = "held back" if fidelity.held_back else "which the weights were fitted to"
         yield (
             "accuracy",
             f"outputs differ from the dense model's by {percent(fidelity.worst)} (root mean square) on "
-            f"{fidelity.samples} {held}; fitted to {fidelity.calibrated} of {fidelity.source}",
+            f"{count(fidelity.samples, 'sample')} of {fidelity.source}, {held}; fitted to {fidelity.calibrated}",
         )
     quality = report.quality
     if quality is not None:

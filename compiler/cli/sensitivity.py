@@ -41,7 +41,7 @@ def sensitivity_command(
     model: Model,
     calib: Calib = None,
     samples: Samples = 256,
-    pattern: Pattern = "group:16",
+    pattern: Pattern = "auto",
     method: Method = "auto",
     target: Target = "auto",
     tune: Tune = "quick",

@@ -1,0 +1,65 @@
+"""Which pattern layers get under a budget when nobody names one: the finest that this machine runs nearly as fast."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+from ...ir import parse_pattern
+from ...passes.prune import prune_by_norm
+from ..config import PATTERN
+from .cache import stored_pattern
+from .options import Kept, Option
+from .times import time_options
+
+if TYPE_CHECKING:
+    from ...ir import Layer, Program
+    from ..context import Context
+    from ..plan import Plan
+    from ..probe import Workload
+    from .options import Options
+
+# From the finest on: the narrower a group, the more of the accuracy it keeps at the same share of zeros, and the more
+# often an index is read. With many rows of X groups of two are about as fast as those of sixteen, with one row half.
+GROUPS = ("group:2", "group:4", "group:8", PATTERN)
+# How much longer than with the fastest the layers may take. On MiniLM groups of two lose less at 60 % zeros than groups
+# of sixteen at 40 %, which take half as long again.
+SLACK = 1.25
+# The share of zeros at which they are compared.
+ZEROS = 0.7
+
+
+def with_pattern(program: Program, plan: Plan, workload: Workload, context: Context) -> Context:
+    """The context with a pattern: `PATTERN` on GPUs and where nothing can be measured."""
+    config = context.config
+    measured = context.machine is not None and not context.target.cuda and bool(workload.feeds)
+    pattern = stored_pattern(config.solutions) if config.pick is not None else None
+    if pattern is None:
+        pattern = _fastest(program, plan, workload, context) if measured else PATTERN
+    return dataclasses.replace(context, config=config.model_copy(update={"pattern": pattern}))
+
+
+def _fastest(program: Program, plan: Plan, workload: Workload, context: Context) -> str:
+    # Of layers of the same shape one tells of all.
+    groups: dict[object, list[Layer]] = {}
+    for layer in (pruned.layer for pruned in plan.pruned.values()):
+        if not layer.obstacle:
+            groups.setdefault((layer.weight.shape, layer.epilogue), []).append(layer)
+    first = [members[0] for members in groups.values()]
+    if not first:
+        return PATTERN
+    taken = {}
+    for text in GROUPS:
+        pattern = parse_pattern(text)
+        options: Options = {
+            layer.name: (Option(text, ZEROS, Kept.of(prune_by_norm(layer.weight, pattern, ZEROS)), ZEROS, 0.0),)
+            for layer in first
+        }
+        timed = time_options(program, first, options, workload, context)
+        # A dense layer takes as long as it has weights, nearly.
+        taken[text] = sum(
+            len(members) * members[0].weight.size / timing.speedup
+            for members in groups.values()
+            for timing in timed[members[0].name][0].timings
+        )
+    return next(text for text in GROUPS if taken[text] <= SLACK * min(taken.values()))
