@@ -44,6 +44,7 @@ class Tuner:
         effort: "off", "quick" or "thorough" (see `BUDGET`).
         database: where searches are kept.
         tf32: whether float32 operands may be rounded to TF32 on GPUs.
+        general: as for `CpuTuner`.
     """
 
     target: Target
@@ -51,11 +52,13 @@ class Tuner:
     effort: str
     database: Database
     tf32: bool = False
+    general: bool = True
 
     def kernel(self, problem: Problem, rows: Sequence[int]) -> Tuned:
         """A kernel for any number of rows, tuned for `rows`."""
         # Beside a GPU, the CPU's kernels are there to run at all.
-        cpu = CpuTuner(self.target.cpu, self.threads, "off" if self.target.cuda else self.effort, self.database)
+        effort = "off" if self.target.cuda else self.effort
+        cpu = CpuTuner(self.target.cpu, self.threads, effort, self.database, self.general)
         gpu = GpuTuner(self.target.cuda, self.effort, self.database, self.tf32)
         cpu_variants, schedules = cpu.variants(problem, rows) if problem.dtype == "float32" else ((), {})
         cuda_variants = gpu.variants(problem, rows) if self.target.cuda else ()

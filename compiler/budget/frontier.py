@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from ...passes.allocate import Choice, allocate
 from ..decide import choose
 
@@ -105,7 +107,8 @@ def within_time(options: Options, times: Times, budget: float) -> Allocation | N
 def by_zeros(options: Options, layers: Mapping[str, Layer], sparsity: float) -> Allocation:
     """The least error at this share of zeros over all layers; the sparsest of each layer where that is out of reach."""
     choices = [
-        [Choice(0.0, layers[name].weight.size)] + [Choice(option.error, option.kept.count) for option in found]
+        [Choice(0.0, int(np.count_nonzero(layers[name].weight)))]
+        + [Choice(option.error, option.kept.count) for option in found]
         for name, found in options.items()
     ]
     total = sum(layers[name].weight.size for name in options)

@@ -78,7 +78,7 @@ def _time(
     else:
         # A CPU's best guess is within some per cent of the schedule that a search finds, and the same at any density;
         # only chosen options are worth a search and code of their own.
-        guessing = dataclasses.replace(context, tuner=dataclasses.replace(context.tuner, effort="off"))
+        guessing = dataclasses.replace(context, tuner=dataclasses.replace(context.tuner, effort="off", general=False))
         tuned = make_kernels(named, workload, guessing, density=ANY_DENSITY)
     if context.machine is None:
         found = {name: predicted_timings(tuned[name], candidate, workload) for name, candidate in named.items()}

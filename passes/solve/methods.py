@@ -76,8 +76,8 @@ def solve_all(
         seconds: what "auto" may spend.
 
     Returns:
-        For each density a float32 matrix [out, in] with exact zeros outside the mask. Inputs that were always zero in
-        calibration get the weight 0.
+        For each density a float32 matrix [out, in] with exact zeros outside the mask, which is as it came where it has
+        the zeros already. Inputs that were always zero in calibration get the weight 0.
 
     Raises:
         UsageError: there is no such method, or a density is outside 0..1.
@@ -93,8 +93,10 @@ def solve_all(
         raise UsageError(f"'{name}' is no method of pruning: expected {', '.join((AUTO, *METHODS))}")
     if isinstance(pattern, NMPattern):
         densities = [pattern.n / pattern.m if density else 0.0 for density in densities]
-    wanted = sorted(set(densities), reverse=True)
-    solutions = METHODS[name](problem, wanted)
+    # A weight that has the zeros already stays as it came: nothing is nearer to it.
+    weights = {density: problem.weight for density in densities if _has_zeros(problem, density)}
+    wanted = sorted({*densities} - weights.keys(), reverse=True)
+    solutions = METHODS[name](problem, wanted) if wanted else []
     if repair:
         if name != "obs":  # whose weights are the least-squares ones already
             solutions = [_repaired(problem, solution) for solution in solutions]
@@ -103,8 +105,13 @@ def solve_all(
             for other in PLAIN:
                 plain = [_repaired(problem, solution) for solution in METHODS[other](problem, wanted)]
                 solutions = [_better(problem, *pair) for pair in zip(solutions, plain, strict=True)]
-    weights = dict(zip(wanted, solutions, strict=True))
-    return [weights[density].weight.astype(np.float32) for density in densities]
+    weights |= {density: solution.weight for density, solution in zip(wanted, solutions, strict=True)}
+    return [weights[density].astype(np.float32) for density in densities]
+
+
+def _has_zeros(problem: Problem, density: float) -> bool:
+    outside = ~problem.pattern.project(np.square(problem.weight), density)
+    return not problem.weight[outside].any()
 
 
 def _repaired(problem: Problem, solution: Solution) -> Solution:

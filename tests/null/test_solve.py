@@ -535,3 +535,17 @@ def test_inputs_that_cannot_be() -> None:
         refit(weight, weight != 0, Moments(hessian, hessian[:3], mean, mean))
     with pytest.raises(SparsecError, match="cross moment has NaN"):
         refit(weight, weight != 0, Moments(hessian, broken, mean, mean))
+
+
+@pytest.mark.parametrize("text", ["unstructured", "group:4", "block:2x2", "nm:2:4"])
+@pytest.mark.parametrize("method", ["auto", "magnitude", "sparsegpt"])
+def test_a_weight_that_has_the_zeros_already_stays_as_it_came(text: str, method: str) -> None:
+    rng = np.random.default_rng(0)
+    pattern, x = parse_pattern(text), rng.standard_normal((64, 16))
+    full = rng.standard_normal((12, 16)).astype(np.float32)
+    weight = np.where(pattern.project(np.square(full, dtype=np.float64), 0.5), full, 0).astype(np.float32)
+    hessian = x.T @ x / len(x)
+    unchanged, sparser = solve_all(weight, hessian, pattern, (0.5, 0.25), method)
+    np.testing.assert_array_equal(unchanged, weight)
+    if not text.startswith("nm"):
+        assert np.count_nonzero(sparser) <= 0.25 * weight.size

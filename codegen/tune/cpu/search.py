@@ -30,12 +30,14 @@ class CpuTuner:
     Attributes:
         effort: "off", "quick" or "thorough" (see `BUDGET`).
         database: where searches are kept.
+        general: whether kernels are made for any number of rows, or in haste for those asked for only.
     """
 
     target: CpuTarget
     threads: int
     effort: str
     database: Database
+    general: bool = True
 
     def variants(self, problem: Problem, rows: Sequence[int]) -> tuple[tuple[CpuVariant, ...], dict[int, Schedule]]:
         """Machine code for any number of rows, tuned for `rows`; and the schedule that each of these gets.
@@ -44,20 +46,23 @@ class CpuTuner:
         gets the schedule that fits most machines, so that a batch size nobody asked for meets no cliff.
         """
         asked = {row_class(n): n for n in sorted(rows)}
-        schedules = []
-        for i in range(len(ROW_CLASSES)):
+        schedules = {}
+        for i in range(len(ROW_CLASSES)) if self.general else asked:
             if i in asked:
-                schedules.append(self.schedule(problem, asked[i], BUDGET[self.effort] / len(asked)))
+                schedules[i] = self.schedule(problem, asked[i], BUDGET[self.effort] / len(asked))
             else:
-                schedules.append(candidates(problem, self.target, ROW_CLASSES[i - 1] + 1 if i else 1)[0])
-        variants = tuple(self._variant(problem, schedule, i) for i, schedule in enumerate(schedules))
+                schedules[i] = candidates(problem, self.target, ROW_CLASSES[i - 1] + 1 if i else 1)[0]
+        variants = tuple(
+            self._variant(problem, schedule, ANY_ROWS if i == max(schedules) else ROW_CLASSES[i])
+            for i, schedule in schedules.items()
+        )
         return variants, {n: schedules[row_class(n)] for n in rows}
 
-    def _variant(self, problem: Problem, schedule: Schedule, index: int) -> CpuVariant:
+    def _variant(self, problem: Problem, schedule: Schedule, max_rows: int) -> CpuVariant:
         code = generate(problem, schedule, self.target)
         return CpuVariant(
             symbol=code.symbol,
-            max_rows=ANY_ROWS if index == len(ROW_CLASSES) - 1 else ROW_CLASSES[index],
+            max_rows=max_rows,
             row_grain=schedule.tile_rows,
             workspace=code.workspace,
             parts_per_thread=schedule.parts_per_thread,
