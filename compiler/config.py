@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from ..ir import UsageError, parse_pattern
 from ..passes.solve import AUTO, METHODS
-from .calibration.metric import Drop, parse_drop
+from .calibration.metrics import Drop, parse_drop
 
 # Layers with fewer weights than this are too small for a sparse operator to pay.
 TINY_WEIGHTS = 16_384

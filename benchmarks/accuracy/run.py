@@ -154,7 +154,7 @@ def main() -> None:
     old = json.loads(options.json.read_text()) if options.json.exists() else {"rows": []}
     key = {(row["model"], row["pattern"], row["method"], row["sparsity_asked"]) for row in rows}
     kept = [r for r in old["rows"] if (r["model"], r["pattern"], r["method"], r["sparsity_asked"]) not in key]
-    versions = {name: version(name) for name in ("sparsec", "onnxruntime", "numpy")}
+    versions = {"sparsec": version("sparsec"), "onnxruntime": onnxruntime.__version__, "numpy": np.__version__}
     data = {"date": date.today().isoformat(), "versions": versions, "rows": [*kept, *rows]}
     options.json.write_text(json.dumps(data, indent=1) + "\n")
     print(tables(rows))

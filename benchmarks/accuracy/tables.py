@@ -42,16 +42,28 @@ def table(rows: list[Row]) -> str:
 
 
 def tables(rows: list[Row]) -> str:
-    """Every model's table, in the order of the rows."""
-    models = dict.fromkeys(row["model"] for row in rows)
-    return "\n\n".join(table([row for row in rows if row["model"] == model]) for model in models)
+    """Every model's tables, single weights and blocks apart, in the order of the rows."""
+    found = dict.fromkeys((row["model"], row["pattern"] == "unstructured") for row in rows)
+    return "\n\n".join(
+        table([row for row in rows if (row["model"], row["pattern"] == "unstructured") == key]) for key in found
+    )
+
+
+def labelled(record: Any) -> list[Row]:
+    """The rows of a file; methods of another tool have its name before theirs."""
+    if isinstance(record, list):
+        return record
+    tool = "onnxsim " if "onnxsim" in record.get("versions", {}) else ""
+    return [{**row, "method": tool + row["method"]} for row in record["rows"]]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("files", nargs="+", type=Path)
-    read = [json.loads(file.read_text()) for file in parser.parse_args().files]
-    print(tables([row for rows in read for row in (rows["rows"] if isinstance(rows, dict) else rows)]))
+    parser.add_argument("--pattern", help="only rows of patterns that begin so")
+    options = parser.parse_args()
+    rows = [row for file in options.files for row in labelled(json.loads(file.read_text()))]
+    print(tables([row for row in rows if row["pattern"].startswith(options.pattern or "")]))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Calibration: samples of a model's inputs, what they say about its layers, and what its outputs are worth."""
 
 from .gather import Calibration, gather
-from .metric import Drop, Metric, Run, default_metric, find_metric, parse_drop
+from .metrics import Drop, Metric, Run, default_metric, find_metric, parse_drop
 from .reorder import reordered
 from .repair import repair
 from .rows import has_rows, masks

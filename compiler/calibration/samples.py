@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ...ir import SparsecError, UsageError
-from ..runtime import load_feeds, numpy_dtype
-from .function import load_function, words
+from ...ir import SparsecError
+from ..runtime import numpy_dtype
+from .labels import LABELS, all_or_none, checked_labels, lengths, one_of, open_labels, parted
+from .sources import as_array, stacked, streamed
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
 
 # Samples a run where the model's batch is dynamic.
 BATCH = 8
-# What labels are called among the arrays of a source, unless the model has an input of this name.
-LABELS = "labels"
 
 
 class Samples:
@@ -119,12 +118,12 @@ def open_samples(source: Any, session: onnxruntime.InferenceSession, limit: int,
     """
     name = str(source) if isinstance(source, str | Path) else type(source).__name__
     axes = _batch_axes(session)
-    apart = None if labels is None else _open_labels(labels)
+    apart = None if labels is None else open_labels(labels)
     runs: list[Feeds] = []
     found: list[Any] = []
     taken, ended = 0, True
-    arrays = _stacked(source, session)
-    for feeds, own in _streamed(source, session) if arrays is None else _sliced(arrays, apart, session, name):
+    arrays = stacked(source, session)
+    for feeds, own in _parted_runs(source, session) if arrays is None else _sliced(arrays, apart, session, name):
         if taken >= limit:
             ended = False
             break
@@ -135,14 +134,14 @@ def open_samples(source: Any, session: onnxruntime.InferenceSession, limit: int,
         taken += size
         if arrays is None and apart is not None:
             if len(apart) < taken:
-                raise SparsecError(_lengths(name, len(apart), f"at least {taken}"))
-            own = _one_of(own, apart[taken - size : taken], name)
-        found.append(None if own is None else _checked_labels(own, size, name))
+                raise SparsecError(lengths(name, len(apart), f"at least {taken}"))
+            own = one_of(own, apart[taken - size : taken], name)
+        found.append(None if own is None else checked_labels(own, size, name))
     if not runs:
         raise _empty(name)
     if arrays is None and apart is not None and ended and len(apart) != taken:
-        raise SparsecError(_lengths(name, len(apart), taken))
-    return Samples(name, runs, _all_or_none(found, name), axes)
+        raise SparsecError(lengths(name, len(apart), taken))
+    return Samples(name, runs, all_or_none(found, name), axes)
 
 
 def _empty(name: str) -> SparsecError:
@@ -171,123 +170,33 @@ def _batch_axes(session: onnxruntime.InferenceSession) -> dict[str, int]:
     return {name: shape.index(batch) for name, shape in shapes.items() if batch in shape}
 
 
-# ---- Reading ----
-
-
-def _stacked(source: Any, session: onnxruntime.InferenceSession) -> Mapping[str, Array] | None:
-    """All samples by input, of the forms that have them in one array; None of those that yield runs."""
-    if not isinstance(source, str | Path):
-        return None
-    path = Path(source)
-    before, _, after = str(source).rpartition(":")
-    if path.is_dir():
-        return None
-    if path.suffix == ".npz":
-        return load_feeds(path)
-    if path.suffix == ".npy" and before:
-        return {before: _load_array(Path(after), "calibration data")}
-    if path.suffix == ".npy":
-        return {_only_input(session, path): _load_array(path, "calibration data")}
-    return None
-
-
-def _streamed(source: Any, session: onnxruntime.InferenceSession) -> Iterator[tuple[Any, Any]]:
+def _parted_runs(source: Any, session: onnxruntime.InferenceSession) -> Iterator[tuple[Any, Any]]:
     """The inputs of a run and its labels or None, as they come."""
-    for feeds in _runs(source, session):
-        yield _parted(feeds, session)
-
-
-def _runs(source: Any, session: onnxruntime.InferenceSession) -> Iterator[Any]:
-    if not isinstance(source, str | Path):
-        yield from _from_python(source)
-        return
-    text = str(source)
-    before, _, after = text.rpartition(":")
-    if Path(text).is_dir():
-        yield from _from_folder(Path(text), session)
-    elif before.endswith(".py") and after.isidentifier():
-        yield from _from_function(text)
-    else:
-        raise UsageError(
-            f"calibration data '{text}': expected an .npz, a folder of .npz or .npy files, NAME:FILE.npy, or "
-            "FILE.py:FUNCTION"
-        )
-
-
-def _from_python(source: Any) -> Iterator[Any]:
-    if hasattr(source, "get_next"):  # onnxruntime.quantization.CalibrationDataReader
-        while (feeds := source.get_next()) is not None:
-            yield feeds
-        return
-    try:
-        yield from iter(source)
-    except TypeError as error:
-        raise UsageError(
-            f"calibration data: expected a path, an iterable of dictionaries or a CalibrationDataReader, got {error}"
-        ) from error
-
-
-def _from_function(text: str) -> Iterator[Any]:
-    """What the function of "FILE.py:FUNCTION" yields."""
-    function = load_function(text, "calibration data")
-    try:
-        yield from function()
-    except Exception as error:
-        name = text.rpartition(":")[2]
-        raise SparsecError(f"calibration data '{text}': {name}() failed ({words(error)})") from error
-
-
-def _from_folder(path: Path, session: onnxruntime.InferenceSession) -> Iterator[Mapping[str, Any]]:
-    for file in sorted(path.iterdir()):
-        if file.suffix == ".npz":
-            yield load_feeds(file)
-        elif file.suffix == ".npy":
-            yield {_only_input(session, file): _load_array(file, "calibration data")}
-
-
-def _load_array(path: Path, what: str) -> Array:
-    try:
-        array: Array = np.load(path, allow_pickle=False)
-    except FileNotFoundError:
-        raise SparsecError(f"{what} '{path}': no such file") from None
-    except (OSError, ValueError, EOFError) as error:
-        raise SparsecError(f"{what} '{path}': it is no .npy file ({words(error)})") from error
-    if not isinstance(array, np.ndarray):
-        raise SparsecError(f"{what} '{path}': it is no .npy file but an .npz")
-    return array
-
-
-def _only_input(session: onnxruntime.InferenceSession, path: Path) -> str:
-    names = [value.name for value in session.get_inputs()]
-    if len(names) != 1:
-        raise UsageError(
-            f"calibration data '{path}': the model has {len(names)} inputs ({', '.join(names)}), so a .npy needs the "
-            "name of its own: NAME:FILE.npy, or give an .npz with all of them"
-        )
-    return str(names[0])
+    for feeds in streamed(source, session):
+        yield parted(feeds, session)
 
 
 def _sliced(
     arrays: Mapping[str, Array], apart: Array | None, session: onnxruntime.InferenceSession, source: str
 ) -> Iterator[tuple[Any, Any]]:
     """Stacked samples, a few a run: as many as the model's batch, or `BATCH` where that is dynamic."""
-    arrays, labels = _parted(arrays, session)
+    arrays, labels = parted(arrays, session)
     if apart is not None:
-        labels = _one_of(labels, apart, source)
+        labels = one_of(labels, apart, source)
     labels = None if labels is None else np.atleast_1d(labels)
     shapes = {value.name: value.shape for value in session.get_inputs()}
     if set(arrays) != set(shapes):
         yield arrays, None  # to be refused
         return
-    stacked = {name for name, array in arrays.items() if array.ndim and shapes.get(name)}
-    counts = {name: len(arrays[name]) for name in stacked}
+    batched = {name for name, array in arrays.items() if array.ndim and shapes.get(name)}
+    counts = {name: len(arrays[name]) for name in batched}
     if len(set(counts.values())) > 1:
         found = ", ".join(f"{name} {count}" for name, count in sorted(counts.items()))
         raise SparsecError(f"calibration data '{source}': inputs have different numbers of samples ({found})")
     total = min(counts.values(), default=0)
     if labels is not None and total and len(labels) != total:
-        raise SparsecError(_lengths(source, len(labels), total))
-    fixed = [shapes[name][0] for name in stacked if isinstance(shapes[name][0], int)]
+        raise SparsecError(lengths(source, len(labels), total))
+    fixed = [shapes[name][0] for name in batched if isinstance(shapes[name][0], int)]
     size = fixed[0] if fixed else BATCH
     if fixed and 0 < total < size:
         raise SparsecError(
@@ -295,11 +204,8 @@ def _sliced(
         )
     for start in range(0, total - size + 1 if fixed else total, size):
         part = slice(start, start + size)
-        feeds = {name: array[part] if name in stacked else array for name, array in arrays.items()}
+        feeds = {name: array[part] if name in batched else array for name, array in arrays.items()}
         yield feeds, None if labels is None else labels[part]
-
-
-# ---- Checking ----
 
 
 def _checked(feeds: Any, session: onnxruntime.InferenceSession, name: str) -> Feeds:
@@ -315,7 +221,7 @@ def _checked(feeds: Any, session: onnxruntime.InferenceSession, name: str) -> Fe
         )
     checked: Feeds = {}
     for key, value in expected.items():
-        array = _as_array(feeds[key], f"calibration data '{name}': input '{key}'")
+        array = as_array(feeds[key], f"calibration data '{name}': input '{key}'")
         dtype = numpy_dtype(value.type)
         if dtype is not None and array.dtype != dtype:
             if not np.can_cast(array.dtype, dtype, "same_kind"):
@@ -335,78 +241,6 @@ def _checked(feeds: Any, session: onnxruntime.InferenceSession, name: str) -> Fe
             raise SparsecError(f"calibration data '{name}': input '{key}' has NaN or infinite values")
         checked[key] = array
     return checked
-
-
-def _as_array(value: Any, what: str) -> Array:
-    try:
-        return np.asarray(value)
-    except Exception as error:  # lists of different lengths; tensors of other libraries with reasons of their own
-        raise SparsecError(f"{what} cannot be made an array ({words(error)})") from error
-
-
-# ---- Labels ----
-
-
-def _parted(feeds: Any, session: onnxruntime.InferenceSession) -> tuple[Any, Any]:
-    """The inputs, and the labels that stand among them or None."""
-    inputs = {value.name for value in session.get_inputs()}
-    if not isinstance(feeds, Mapping) or LABELS not in feeds or LABELS in inputs:
-        return feeds, None
-    return {name: array for name, array in feeds.items() if name != LABELS}, feeds[LABELS]
-
-
-def _open_labels(labels: Any) -> Array:
-    """Labels that stand apart from the samples: [samples, ...]."""
-    if not isinstance(labels, str | Path):
-        array = _as_array(labels, "labels")
-    elif Path(labels).suffix == ".npy":
-        array = _load_array(Path(labels), "labels")
-    else:
-        raise UsageError(f"labels '{labels}': expected an .npy file, or in Python an array; one label a sample")
-    return np.atleast_1d(array)
-
-
-def _one_of(own: Any, apart: Array, name: str) -> Array:
-    """Labels that stand apart, unless the data has its own as well."""
-    if own is not None:
-        raise UsageError(f"calibration data '{name}' has labels of its own, and others are given: give one of the two")
-    return apart
-
-
-def _checked_labels(labels: Any, size: int, name: str) -> Array:
-    """`labels` of a run of `size` samples, as an array [size, ...] of numbers."""
-    array = _as_array(labels, f"calibration data '{name}': the array of labels")
-    if array.dtype.kind not in "biuf":
-        raise SparsecError(f"calibration data '{name}': labels are {array.dtype}, expected integers or floats")
-    if array.dtype.kind == "f" and not np.isfinite(array).all():
-        raise SparsecError(f"calibration data '{name}': labels have NaN or infinite values; leave those samples out")
-    array = np.atleast_1d(array)
-    if len(array) != size:
-        raise SparsecError(_lengths(name, len(array), size))
-    return array.astype(np.int64) if array.dtype.kind == "b" else array
-
-
-def _lengths(name: str, labels: int, samples: int | str) -> str:
-    return f"calibration data '{name}': {labels} labels for {samples} samples; give one label a sample, in their order"
-
-
-def _all_or_none(found: list[Any], name: str) -> list[Array] | None:
-    """Labels of all runs, or None where none has any."""
-    labels = [array for array in found if array is not None]
-    if not labels:
-        return None
-    if len(labels) < len(found):
-        raise SparsecError(
-            f"calibration data '{name}': {len(labels)} of {len(found)} runs have labels; give them to all or to none"
-        )
-    kinds = {(array.dtype.kind == "f", array.ndim): array for array in labels}
-    if len(kinds) > 1:
-        one, other, *_ = kinds.values()
-        raise SparsecError(
-            f"calibration data '{name}': labels are {one.dtype}{list(one.shape)} in one run and "
-            f"{other.dtype}{list(other.shape)} in another"
-        )
-    return labels
 
 
 def spread(runs: Sequence[Feeds], count: int) -> list[Feeds]:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from sparsec.compiler.calibration import Drop, Metric, Run, default_metric, find_metric, parse_drop
-from sparsec.compiler.calibration.metric import NAMES
+from sparsec.compiler.calibration.metrics import NAMES
 from sparsec.ir import SparsecError, UsageError
 
 RNG = np.random.default_rng(0)
