@@ -240,18 +240,18 @@ def _random(rng: np.random.Generator, shape: list[int], dtype: np.dtype[Any], li
     return rng.integers(0, max(1, min(limit, int(np.iinfo(dtype).max))), shape).astype(dtype)
 
 
-def load_feeds(path: Path) -> dict[str, Array]:
+def load_feeds(path: Path, what: str = "inputs") -> dict[str, Array]:
     """Inputs by name from an .npz file.
 
     Raises:
-        SparsecError: the file is missing or no .npz.
+        SparsecError: the file is missing or no .npz; the message begins with `what`.
     """
     try:
         with np.load(path, allow_pickle=False) as data:
             return {name: data[name] for name in data.files}
     except FileNotFoundError as error:
-        raise SparsecError(f"inputs '{path}': no such file") from error
+        raise SparsecError(f"{what} '{path}': no such file") from error
     except (OSError, ValueError, AttributeError, TypeError) as error:
         raise SparsecError(
-            f"inputs '{path}': expected an .npz whose keys are the names of the model's inputs ({error})"
+            f"{what} '{path}': expected an .npz whose keys are the names of the model's inputs ({error})"
         ) from error

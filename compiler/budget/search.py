@@ -189,7 +189,7 @@ class Search:
 
     def _nothing(self) -> str:
         config, judge = self._context.config, self.fitting.judge
-        target = f"a {judge.metric.name} within {config.max_drop} of the dense model's ({judge.dense:.4g})"
+        target = f"{judge.metric.name} within {config.max_drop} of the dense model's ({judge.dense:.4g})"
         if config.speedup is not None:
             target = f"{config.speedup:g}x the speed"
         return f"no point with {target} is faster than dense: the artifact is the model as it came. {self._culprits()}"

@@ -28,7 +28,7 @@ def stacked(source: Any, session: onnxruntime.InferenceSession) -> Mapping[str, 
     if path.is_dir():
         return None
     if path.suffix == ".npz":
-        return load_feeds(path)
+        return load_feeds(path, "calibration data")
     if path.suffix == ".npy" and before:
         return {before: load_array(Path(after), "calibration data")}
     if path.suffix == ".npy":
@@ -80,7 +80,7 @@ def _from_function(text: str) -> Iterator[Any]:
 def _from_folder(path: Path, session: onnxruntime.InferenceSession) -> Iterator[Mapping[str, Any]]:
     for file in sorted(path.iterdir()):
         if file.suffix == ".npz":
-            yield load_feeds(file)
+            yield load_feeds(file, "calibration data")
         elif file.suffix == ".npy":
             yield {_only_input(session, file): load_array(file, "calibration data")}
 

@@ -541,8 +541,8 @@ def test_options_that_contradict_each_other(tmp_path: Path, chosen: Any, words: 
     ("words", "expected"),
     [
         (("--speedup", "1"), "--speedup 1.0: should be greater than 1"),
-        (("--max-drop", "much"), "--max-drop much: expected a share"),
-        (("--max-drop", "-1%"), "--max-drop -1%: expected a share"),
+        (("--max-drop", "much"), "--max-drop: 'much' is no drop: expected a share"),
+        (("--max-drop", "-1%"), "--max-drop: '-1%' is no drop: expected a share"),
         (("--speedup", "2", "--max-drop", "1%"), "give one target"),
     ],
 )

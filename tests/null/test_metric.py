@@ -405,7 +405,7 @@ def test_the_text_of_a_drop(text: str, drop: Drop, shown: str) -> None:
 
 @pytest.mark.parametrize("text", ["", "%", "-1%", "nan", "inf", "one", "1%%", "1 point"])
 def test_no_drop(text: str) -> None:
-    with pytest.raises(UsageError, match=f"--max-drop {text}: expected"):
+    with pytest.raises(UsageError, match=f"'{text}' is no drop: expected"):
         parse_drop(text)
 
 

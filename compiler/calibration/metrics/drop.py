@@ -51,7 +51,7 @@ def parse_drop(text: str) -> Drop:
         amount = math.nan
     if not (0 <= amount < math.inf):
         raise UsageError(
-            f"--max-drop {text}: expected a share of the dense model's value, such as 1%, or a difference of the "
+            f"'{text}' is no drop: expected a share of the dense model's value, such as 1%, or a difference of the "
             "metric, such as 0.01"
         )
     return Drop(amount / 100 if percent else amount, percent)
