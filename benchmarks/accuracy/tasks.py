@@ -42,7 +42,7 @@ MINILM = Path(os.environ.get("SPARSEC_MINILM", REPOSITORY / "build" / "minilm"))
 MINILM_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Task(ABC):
     """A model, what to calibrate it with, and what to judge it by.
 
@@ -84,7 +84,7 @@ class Samples:
     labels: Array
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Classifier(Task):
     """A task whose metric is the share of test samples with the right class.
 
@@ -96,7 +96,7 @@ class Classifier(Task):
     """
 
     input: str = "input"
-    split: Callable[[int], tuple[Samples, Samples]] = lambda seed: no_split()
+    split: Callable[[int], tuple[Samples, Samples]]
     prepare: Callable[[Array], Array] = np.asarray
     batch: int = 100
 
@@ -115,7 +115,7 @@ class Classifier(Task):
         return right / len(test.labels)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Similarity(Task):
     """Sentence pairs: Spearman's rank correlation of the embeddings' cosine with the judges' score."""
 
@@ -163,10 +163,6 @@ def found(path: Path) -> Path:
 def slices(count: int, size: int) -> Iterator[slice]:
     """`count` samples, `size` at a time."""
     return (slice(start, start + size) for start in range(0, count, size))
-
-
-def no_split() -> tuple[Samples, Samples]:
-    raise NotImplementedError("a Classifier needs a split")
 
 
 def spearman(a: Array, b: Array) -> float:
@@ -268,15 +264,25 @@ TASKS: dict[str, Task] = {
     task.name: task
     for task in (
         Classifier(
-            "resnet20", MODELS / "resnet20_cifar10.onnx", TOP_1, split=split_cifar, prepare=prepare_cifar, batch=250
+            name="resnet20",
+            path=MODELS / "resnet20_cifar10.onnx",
+            metric=TOP_1,
+            split=split_cifar,
+            prepare=prepare_cifar,
+            batch=250,
         ),
         Classifier(
-            "resnet32", MODELS / "resnet32_cifar10.onnx", TOP_1, split=split_cifar, prepare=prepare_cifar, batch=250
+            name="resnet32",
+            path=MODELS / "resnet32_cifar10.onnx",
+            metric=TOP_1,
+            split=split_cifar,
+            prepare=prepare_cifar,
+            batch=250,
         ),
         Classifier(
-            "squeezenet",
-            MODELS / "squeezenet_dc_sparse.onnx",
-            TOP_1,
+            name="squeezenet",
+            path=MODELS / "squeezenet_dc_sparse.onnx",
+            metric=TOP_1,
             input="data",
             split=split_by_seed(photos),
             prepare=prepare_photos,
@@ -284,14 +290,14 @@ TASKS: dict[str, Task] = {
         ),
         # A batch of 1: ONNX Runtime's own results differ by up to 5e-3 from those of larger batches.
         Classifier(
-            "magika",
-            MODELS / "magika_standard_v3_3.onnx",
-            "labels kept",
+            name="magika",
+            path=MODELS / "magika_standard_v3_3.onnx",
+            metric="labels kept",
             seeds=(0, 1, 2, 3),
             input="bytes",
             split=split_by_seed(vectors),
             batch=1,
         ),
-        Similarity("minilm", MINILM / "model.onnx", "Spearman"),
+        Similarity(name="minilm", path=MINILM / "model.onnx", metric="Spearman"),
     )
 }

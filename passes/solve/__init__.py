@@ -1,6 +1,6 @@
 """Weights and masks that keep a layer's outputs: post-training pruning against calibration data, one method a file."""
 
-from .least_squares import Moments, correct_bias, refit
+from .least_squares import Moments, refit
 from .methods import AUTO, METHODS, SECONDS, choose, solve, solve_all
 from .problem import Problem
 from .statistics import Statistics, error
@@ -13,7 +13,6 @@ __all__ = [
     "Problem",
     "Statistics",
     "choose",
-    "correct_bias",
     "error",
     "refit",
     "solve",

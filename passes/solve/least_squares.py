@@ -260,23 +260,3 @@ def _refit(
         total += gain
         if gain <= LEAST_GAIN * total:
             break
-
-
-def correct_bias(
-    bias: NDArray[np.float32] | None,
-    weight0: NDArray[np.float32],
-    weight: NDArray[np.float32],
-    mean0: NDArray[np.float64],
-    mean: NDArray[np.float64],
-) -> NDArray[np.float32]:
-    """The bias [out] with which the pruned layer's outputs have the dense layer's mean: b + W0 E[x0] - W E[x].
-
-    Args:
-        bias: [out], None for zeros.
-        weight0: [out, in] the dense weight.
-        weight: [out, in] the pruned one.
-        mean0: [in] of the dense model's inputs to the layer.
-        mean: [in] of the pruned model's.
-    """
-    shift = weight0.astype(np.float64) @ mean0 - weight.astype(np.float64) @ mean
-    return np.asarray(shift if bias is None else bias + shift, dtype=np.float32)

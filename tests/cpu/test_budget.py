@@ -388,7 +388,8 @@ def test_a_metric_that_fails_for_pruned_models_only(folder: Path) -> None:
     """A point whose outputs have no metric is outside any limit."""
 
     def touchy(outputs: Any, labels: Any, feeds: Any) -> float:
-        if not all(np.allclose(y, dense_outputs(x), atol=1e-4) for y, x in zip(outputs["output"], feeds["input"])):  # noqa: B905
+        pairs = zip(outputs["output"], feeds["input"], strict=True)
+        if not all(np.allclose(y, dense_outputs(x), atol=1e-4) for y, x in pairs):
             raise ValueError("not the dense model")
         return 1.0
 

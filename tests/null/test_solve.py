@@ -10,7 +10,7 @@ import pytest
 
 from sparsec.ir import BlockPattern, SparsecError, UsageError, parse_pattern
 from sparsec.ir.patterns import NMPattern, UnstructuredPattern
-from sparsec.passes.solve import METHODS, Moments, Statistics, correct_bias, error, refit, solve, solve_all
+from sparsec.passes.solve import METHODS, Moments, Statistics, error, refit, solve, solve_all
 from sparsec.passes.solve import least_squares as least_squares_module
 from sparsec.passes.solve import obs as obs_module
 from sparsec.passes.solve import statistics as statistics_module
@@ -409,13 +409,13 @@ def test_layer_by_layer_refit_generalises(text: str, density: float, rows: int) 
 
 def test_bias_restores_the_mean() -> None:
     rng = np.random.default_rng(10)
-    dense_inputs, pruned_inputs = rng.random((50, 6)), rng.random((50, 6))
-    weight0, weight = rng.random((2, 4, 6)).astype(np.float32)
-    bias = rng.random(4).astype(np.float32)
-    fixed = correct_bias(bias, weight0, weight, dense_inputs.mean(0), pruned_inputs.mean(0))
-    expected = (dense_inputs @ weight0.T + bias).mean(0)
-    np.testing.assert_allclose((pruned_inputs @ weight.T + fixed).mean(0), expected, atol=1e-5)
-    assert np.allclose(correct_bias(None, weight0, weight0, np.ones(6), np.ones(6)), 0, atol=1e-5)
+    x0, x = rng.random((50, 6)), rng.random((50, 6))
+    weight0, bias = rng.random((4, 6)).astype(np.float32), rng.random(4)
+    moments = Moments(x.T @ x / 50, x.T @ x0 / 50, x.mean(0), x0.mean(0), 50)
+    weight, shift = refit(weight0, rng.random((4, 6)) < 0.5, moments, True)
+    assert shift is not None
+    expected = (x0 @ weight0.T + bias).mean(0)
+    np.testing.assert_allclose((x @ weight.T + bias + shift).mean(0), expected, atol=1e-5)
 
 
 # ---- Better than what is simpler ----
