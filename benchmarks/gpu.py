@@ -44,7 +44,8 @@ from sparsec.codegen.problem import Problem
 from sparsec.codegen.tune.gpu.device import Device, open_device
 from sparsec.codegen.tune.gpu.measure import Workload, alternate
 from sparsec.ir import Activation, Epilogue, SparsecError
-from sparsec.ir.sparse_matrix import DTYPES, panel_width
+from sparsec.ir.sparse_matrix import panel_width
+from sparsec.ir.values.floats import DTYPES
 
 # Each axis by falling importance.
 DTYPE_ORDER = ("float16", "float32", "tfloat32", "bfloat16")

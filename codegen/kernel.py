@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ..ir import Epilogue
+    from ..ir.values import Values
 
 # `max_rows` of a variant that has no upper limit.
 ANY_ROWS = 2**63 - 1
@@ -17,9 +18,10 @@ class CpuVariant:
     """One compiled schedule of a kernel for CPUs, for inputs of at most `max_rows` rows.
 
     The code is a TVM function over raw pointers and 64-bit integers,
-    `(x, values, indices, indptr, bias, residual, y, workspace, row_begin, row_end, panel_begin, panel_end)`: it
-    computes rows `row_begin` to `row_end`-1 of panels `panel_begin` to `panel_end`-1 and touches no other part of `y`
-    [rows, out]. It is serial; the operator splits the work.
+    `(x, values, indices, indptr, table, sums, bias, residual, y, workspace, parameters, row_begin, row_end,
+    panel_begin, panel_end)` (see `kernels/cpu/abi.py`): it computes rows `row_begin` to `row_end`-1 of panels
+    `panel_begin` to `panel_end`-1 and touches no other part of `y` [rows, out]. It is serial; the operator splits the
+    work.
 
     Attributes:
         symbol: name of the TVM function; its entry is `__tvm_ffi_<symbol>`.
@@ -115,7 +117,8 @@ class Kernel:
         epilogue: what is fused; `bias` and `residual` say which pointers the code reads.
         cpu: variants for CPUs.
         cuda: variants for GPUs, one architecture after another.
-        dtype: of X, the weight, bias, residual and Y.
+        dtype: of X, bias, residual and Y.
+        kind, x, y: as in `Problem`.
     """
 
     name: str
@@ -127,3 +130,6 @@ class Kernel:
     cpu: tuple[CpuVariant, ...]
     cuda: tuple[CudaVariant, ...] = ()
     dtype: str = "float32"
+    kind: Values | None = None
+    x: str = "float"
+    y: str = "float"

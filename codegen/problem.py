@@ -6,7 +6,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ..ir import Epilogue
-from ..ir.sparse_matrix import DTYPES
+from ..ir.sparse_matrix import DOT_INPUTS
+from ..ir.values import Floats, Values
+from ..ir.values.floats import DTYPES
 
 if TYPE_CHECKING:
     from ..ir import SparseMatrix
@@ -23,7 +25,12 @@ class Problem:
         density: share of the blocks that are stored, to two significant digits, so that near problems share their code
             and their records.
         epilogue: what is fused.
-        dtype: of X, W, bias, residual and Y: "float32", "float16" or "bfloat16"; sums are float32.
+        dtype: of X, bias, residual and Y: "float32", "float16" or "bfloat16"; sums are float32.
+        kind: what W is stored as; None for floats of `dtype`.
+        x: how X is given. "float": as `dtype`, and multiplied so. Else products are of 8-bit integers, with sums in
+            int32: "uint8": X is quantised; "static": it is float32, quantised on the way by one scale and zero point;
+            "dynamic": by those of each row.
+        y: "float": Y is `dtype`; "uint8": quantised by one scale and zero point.
     """
 
     in_features: int
@@ -33,9 +40,12 @@ class Problem:
     density: float
     epilogue: Epilogue = field(default_factory=Epilogue)
     dtype: str = "float32"
+    kind: Values | None = None
+    x: str = "float"
+    y: str = "float"
 
     @classmethod
-    def of(cls, matrix: SparseMatrix, epilogue: Epilogue) -> Problem:
+    def of(cls, matrix: SparseMatrix, epilogue: Epilogue, x: str = "float", y: str = "float") -> Problem:
         """The problem that `matrix` poses."""
         density = matrix.blocks / max(matrix.pattern.grid(matrix.shape)[0] * matrix.pattern.grid(matrix.shape)[1], 1)
         return cls(
@@ -46,7 +56,25 @@ class Problem:
             density=float(f"{density:.2g}"),
             epilogue=epilogue,
             dtype=matrix.dtype,
+            kind=None if matrix.kind == Floats(matrix.dtype) else matrix.kind,
+            x=x,
+            y=y,
         )
+
+    @property
+    def values(self) -> Values:
+        """What W is stored as."""
+        return self.kind or Floats(self.dtype)
+
+    @property
+    def integers(self) -> bool:
+        """Whether products are of integers."""
+        return self.x != "float"
+
+    @property
+    def together(self) -> int:
+        """As in `SparseMatrix`."""
+        return DOT_INPUTS if self.integers else 1
 
     @property
     def block_rows(self) -> int:
@@ -79,8 +107,16 @@ class Problem:
         parameters = f"({e.alpha:g},{e.beta:g})" if e.alpha or e.beta else ""
         return (
             f"{self.out_features}x{self.in_features} block {self.block[0]}x{self.block[1]} panel {self.panel} "
-            f"density {self.density:g} {fused}{parameters} {self.dtype}"
+            f"density {self.density:g} {fused}{parameters} {self.dtype}{self._formats}"
         )
+
+    @property
+    def _formats(self) -> str:
+        """What is not as `dtype` says, in words."""
+        words = [] if self.kind is None else [f"values {self.kind}"]
+        words += [f"x {self.x}"] if self.x != "float" else []
+        words += [f"y {self.y}"] if self.y != "float" else []
+        return "".join(f" {word}" for word in words)
 
 
 def itemsize(dtype: str) -> int:

@@ -6,13 +6,15 @@ import os
 from enum import Enum
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from ..ir import UsageError, parse_pattern
+from ..ir.values import Floats, Values, parse_values
 from ..passes.solve import AUTO, METHODS
 from .calibration.metrics import Drop, parse_drop
+from .calibration.ranges import METHODS as RANGES
 
 # Layers with fewer weights than this are too small for a sparse operator to pay.
 TINY_WEIGHTS = 16_384
@@ -39,6 +41,12 @@ class CompileConfig(BaseModel):
         pattern: the shape of sparsity that pruning makes: "block:RxC" or "group:g"; with `calib` several, separated by
             commas, of which each layer gets one. "auto" is `PATTERN`; with `speedup` or `max_drop` the narrowest groups
             that this machine runs nearly as fast as the fastest. Zeros that are already there keep their own shape.
+        values: what the weights of sparse operators are stored as: "fp32", "bf16", "fp16", "int8", "int8:G",
+            "codebook16" or "codebook256"; layers of 16-bit models keep their type.
+        activations: with int8 values, in patterns with a multiple of 4 inputs a block: "float" multiplies X as it is,
+            "static" rounds it to 8 bits by scales from `calib`, "dynamic" by a scale for each row; products are then of
+            integers. "auto" is "static" with `calib`, else "float".
+        ranges: how static scales follow from `calib`: "mse" (least squared error), "minmax", "percentile" or "entropy".
         target: "auto" (this machine's GPUs where ONNX Runtime has its CUDA provider, else its CPU), "cpu", "cpu:NAME"
             with LLVM's name of one, "cuda", or "cuda:ARCH" with one or more architectures, such as "cuda:sm_80+sm_90".
         batch: batch sizes that must all get faster. Empty: the model's own, or 1 where it is dynamic.
@@ -72,6 +80,9 @@ class CompileConfig(BaseModel):
     sparsity: Annotated[float, Field(ge=0, le=1)] | None = None
     layer_sparsity: tuple[tuple[str, Annotated[float, Field(ge=0, le=1)]], ...] = ()
     pattern: str = AUTO
+    values: str = "fp32"
+    activations: Literal["auto", "float", "static", "dynamic"] = "auto"
+    ranges: str = "mse"
     target: str = "auto"
     batch: tuple[Annotated[int, Field(ge=1)], ...] = ()
     dims: dict[str, Annotated[int, Field(ge=1)]] = Field(default_factory=dict)
@@ -106,6 +117,21 @@ class CompileConfig(BaseModel):
         except UsageError as error:
             raise ValueError(str(error)) from error
 
+    @field_validator("values")
+    @classmethod
+    def _known_values(cls, text: str) -> str:
+        try:
+            return str(parse_values(text))
+        except UsageError as error:
+            raise ValueError(str(error)) from error
+
+    @field_validator("ranges")
+    @classmethod
+    def _known_ranges(cls, name: str) -> str:
+        if name not in RANGES:
+            raise ValueError(f"'{name}' is no way to find ranges: expected {', '.join(RANGES)}")
+        return name
+
     @field_validator("method")
     @classmethod
     def _known_method(cls, name: str) -> str:
@@ -125,6 +151,23 @@ class CompileConfig(BaseModel):
     def patterns(self) -> tuple[str, ...]:
         """One or more; `PATTERN` as long as "auto" has not been decided."""
         return (PATTERN,) if self.pattern == AUTO else tuple(self.pattern.split(","))
+
+    @property
+    def kind(self) -> Values:
+        """`values`, read."""
+        return parse_values(self.values)
+
+    @property
+    def activation_format(self) -> str:
+        """How integer products are given X: "float" for none, "static" or "dynamic"."""
+        if self.activations != "auto":
+            return self.activations
+        return "static" if self.calib is not None else "float"
+
+    @property
+    def quantizes(self) -> bool:
+        """Whether weights are stored in fewer bits than they came with."""
+        return self.kind != Floats()
 
     @property
     def budgeted(self) -> bool:

@@ -20,6 +20,7 @@ from ..passes.solve import AUTO
 from . import artifact
 from .budget import PLANNED, Fitting, Search, with_pattern
 from .calibration import has_rows
+from .chains import chained
 from .config import CompileConfig
 from .context import Context, Progress, Silent, make_context
 from .decide import Bench, choose, compare_layer, compare_models, predicted_timings, settle, sparse_decision
@@ -46,8 +47,8 @@ SURVEY = (0.5, 0.7, 0.8, 0.9)
 # What of the configuration is said by paths or objects of this machine.
 _LOCAL = {"cache", "inputs", "calib", "labels", "eval_data", "eval_labels", "metric", "solutions"}
 # Above this relative error against the dense model with the same weights an artifact is wrong, not merely rounded. Half
-# precision rounds after every operator, and the sparse one has fewer of them.
-WRONG, WRONG_16_BITS = 1e-2, 1e-1
+# precision and 8 bits round before every operator, and a value near a tie goes either way.
+WRONG, WRONG_ROUNDED = 1e-2, 1e-1
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,8 @@ def compile(
         # Step 4. With data: choose and fit their weights. Under a budget, until an artifact holds.
         for source, attempt, fitting, search in _attempts(program, plan, workload, context):
             # Step 5. Compile and tune kernels; keep what is faster by itself, then what is faster together.
-            outcome = _decide(source, attempt.candidates, workload, context)
+            candidates = attempt.candidates if fitting is None else fitting.with_grids(attempt.candidates)
+            outcome = _decide(source, candidates, workload, context)
             # Step 6. Write the artifact; where nothing changed, as the model came.
             weights = _Weights.of(attempt, outcome, config)
             out = _write(source if outcome.ops or weights.dense else program, outcome, weights, context)
@@ -185,16 +187,19 @@ def _check(config: CompileConfig) -> None:
     ]
     if len(goals) > 1:
         raise UsageError(f"{' and '.join(goals)}: give one target; the others are what it costs, and are reported")
-    if config.calib is not None and not config.prunes:
+    if config.calib is not None and not config.prunes and not config.quantizes:
         raise UsageError(
             "--calib: nothing is pruned that could be fitted to the data; add --sparsity, such as 0.5, --speedup, such "
             "as 2, or --max-drop, such as 1%"
         )
     if config.pick is not None and not config.budgeted:
         raise UsageError("--pick chooses a point of the frontier of --speedup or --max-drop: add the one it came from")
+    if config.activations != "auto" and config.values != "int8":
+        raise UsageError(f"--activations {config.activations} goes with --values int8; the values are {config.values}")
     if config.calib is not None:
         return
     needing = {
+        "--activations static": config.activations == "static",
         f"--method {config.method}": config.method != "auto",
         "--speedup": config.speedup is not None,
         "--max-drop": config.max_drop is not None,
@@ -224,7 +229,7 @@ def _attempts(
     """
     config = context.config
     fits = any(has_rows(pruned.layer) for pruned in plan.pruned.values())
-    if config.calib is None or not (fits or config.budgeted):
+    if config.calib is None or not (fits or config.budgeted or config.quantizes):
         yield program, plan, None, None
         return
     fitting = Fitting(program, plan, workload, context, timed=config.budgeted)
@@ -240,7 +245,7 @@ def _attempts(
 
 def _chosen(plan: Plan, fitting: Fitting, chosen: Chosen | None) -> Plan:
     weights, patterns = (chosen.weights, chosen.patterns) if chosen is not None else ({}, {})
-    return with_weights(plan, weights, patterns, fitting.layers)
+    return with_weights(plan, weights, patterns, fitting.layers, fitting.config)
 
 
 def _dense_times(program: Program, workload: Workload, context: Context) -> tuple[float, ...]:
@@ -269,12 +274,21 @@ def _decide(program: Program, candidates: Mapping[str, Candidate], workload: Wor
     tuned = make_kernels(candidates, workload, context)
     ops = {name: sparse_op(candidate, tuned[name], context) for name, candidate in candidates.items()}
     if context.machine is not None:
-        decisions, timings = _measure(program, candidates, ops, tuned, workload, context, context.machine)
-    else:
-        decisions, timings = _predict(candidates, tuned, workload, context), ()
-    stay = [name for name in candidates if decisions[name].choice == "sparse"]
-    kernels = distinct_kernels(tuned[name] for name in stay)
-    return _Outcome({name: ops[name] for name in stay}, kernels, decisions, timings)
+        return _measure(program, candidates, ops, tuned, workload, context, context.machine)
+    decisions = _predict(candidates, tuned, workload, context)
+    return _outcome(ops, tuned, decisions, ())
+
+
+def _outcome(
+    ops: Mapping[str, SparseOp],
+    tuned: Mapping[str, Tuned],
+    decisions: dict[str, Decision],
+    timings: tuple[Timing, ...],
+) -> _Outcome:
+    stay = [name for name in ops if decisions[name].choice == "sparse"]
+    return _Outcome(
+        {name: ops[name] for name in stay}, distinct_kernels(tuned[name] for name in stay), decisions, timings
+    )
 
 
 def _predict(
@@ -301,7 +315,7 @@ def _measure(
     workload: Workload,
     context: Context,
     machine: Machine,
-) -> tuple[dict[str, Decision], tuple[Timing, ...]]:
+) -> _Outcome:
     """Each layer by itself, then the whole model, inside ONNX Runtime."""
     library = context.folder / "candidates.so"
     build_library(distinct_kernels(tuned.values()), library, context.target.cpu.requires)
@@ -326,12 +340,23 @@ def _measure(
     stay, model_timings = settle(
         gains, lambda names: compare_models(program, {name: ops[name] for name in names}, workload, bench)
     )
+    linked = chained({name: candidates[name] for name in candidates if name in stay})
+    changed = {name: one for name, one in linked.items() if one != candidates[name]}
+    if changed:
+        context.progress.start("handing codes from layer to layer", None)
+        tuned, ops = dict(tuned), dict(ops)
+        tuned |= make_kernels(changed, workload, context)
+        ops |= {name: sparse_op(one, tuned[name], context) for name, one in changed.items()}
+        bench = dataclasses.replace(bench, library=context.folder / "linked.so")
+        build_library(distinct_kernels(tuned.values()), bench.library, context.target.cpu.requires)
+        model_timings = compare_models(program, {name: ops[name] for name in stay}, workload, bench)
+        decisions |= {name: dataclasses.replace(decisions[name], schedule=_words(tuned[name])) for name in changed}
     for name in gains.keys() - stay:
         taken_back = f"{decisions[name].reason} by itself, but the whole model was slower with it"
         decisions[name] = dataclasses.replace(
             _dense(candidates[name].layer, taken_back), timings=decisions[name].timings
         )
-    return decisions, model_timings
+    return _outcome(ops, tuned, decisions, model_timings)
 
 
 def _words(tuned: Tuned) -> str:
@@ -384,7 +409,7 @@ def _verify(
     if not workload.feeds or machine is None:
         return None
     masked = {name: op.matrix.to_dense() for name, op in outcome.ops.items()}
-    reference = export(program, {}, {**masked, **weights.dense}, weights.biases)
+    reference = export(program, {}, {**masked, **weights.dense}, weights.biases, outcome.ops)
     session = machine.open(session_source(reference, context.folder))
     feeds = next(iter(workload.feeds.values()))
     expected = run_session(session, feeds)
@@ -392,8 +417,8 @@ def _verify(
     folder = context.folder / "artifact"
     compiled = machine.open(folder / artifact.MODEL, folder / artifact.LIBRARY)
     error = max((relative_error(e, a) for e, a in zip(expected, run_session(compiled, feeds), strict=True)), default=0)
-    exact = all(op.matrix.dtype == "float32" for op in outcome.ops.values())
-    if error > (WRONG if exact else WRONG_16_BITS) and outcome.ops:
+    exact = all(op.matrix.dtype == "float32" and op.x == "float" for op in outcome.ops.values())
+    if error > (WRONG if exact else WRONG_ROUNDED) and outcome.ops:
         raise SparsecError(
             f"the compiled model differs from the dense one with the same weights by {error:.1e} of its largest "
             "output, which rounding does not explain: this is a bug of sparsec, please report it. Nothing was written"

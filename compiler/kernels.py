@@ -25,7 +25,8 @@ def make_kernels(
     problems: dict[str, tuple[Problem, tuple[int, ...]]] = {}
     for name, candidate in candidates.items():
         rows = tuple(dict.fromkeys(workload.rows(candidate.layer.name, batch) for batch in workload.batches))
-        problem = Problem.of(candidate.matrix, candidate.layer.epilogue)
+        y = "float" if candidate.y_grid is None else "uint8"
+        problem = Problem.of(candidate.matrix, candidate.layer.epilogue, candidate.x, y)
         problems[name] = (problem if density is None else replace(problem, density=density), rows)
     distinct = dict.fromkeys(problems.values())
     context.progress.start("tuning kernels", len(distinct))
@@ -38,7 +39,8 @@ def make_kernels(
 
 def sparse_op(candidate: Candidate, tuned: Tuned, context: Context) -> SparseOp:
     """The operator that runs the kernel."""
-    return SparseOp(candidate.matrix, tuned.kernel.name, context.config.thread_count)
+    c, threads = candidate, context.config.thread_count
+    return SparseOp(c.matrix, tuned.kernel.name, threads, c.x, c.x_grid, c.y_grid)
 
 
 def distinct_kernels(tuned: Iterable[Tuned]) -> tuple[Kernel, ...]:

@@ -13,6 +13,7 @@ from ..ir import Layer, LayerKind, SparseMatrix, UsageError, parse_pattern
 from ..passes.prune import find_pattern, prune_by_norm
 from ..passes.prune.keep import LEAST_ZEROS
 from .config import TINY_WEIGHTS
+from .formats import pack
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from ..codegen.target import Target
-    from ..ir import Program
+    from ..ir import Grid, Program
     from .calibration import Weights
     from .config import CompileConfig
 
@@ -40,12 +41,18 @@ class Candidate:
         matrix: the packed weight that it would have.
         pruned: whether sparsec set weights to zero.
         found: what the zeros that were already there look like, "" where sparsec chose them.
+        x: how its kernel is given X, as in `codegen.problem.Problem`.
+        x_grid: of X, where `x` is "static" or "uint8".
+        y_grid: that Y is rounded to; None for floats.
     """
 
     layer: Layer
     matrix: SparseMatrix
     pruned: bool
     found: str = ""
+    x: str = "float"
+    x_grid: Grid | None = None
+    y_grid: Grid | None = None
 
 
 @dataclass(frozen=True)
@@ -102,9 +109,8 @@ def make_plan(program: Program, config: CompileConfig, target: Target | None = N
             candidates[layer.name] = outcome
         elif isinstance(outcome, Pruned):
             pruned[layer.name] = outcome
-            candidates[layer.name] = Candidate(
-                layer, parse_pattern(config.patterns[0]).pack(outcome.weight, layer.dtype), True
-            )
+            matrix, x = pack(layer, outcome.weight, config.patterns[0], config)
+            candidates[layer.name] = Candidate(layer, matrix, pruned=True, x=x)
         else:
             reasons[layer.name] = outcome
             sparsity = _wanted_dense(layer, config) if config.prune_all else None
@@ -114,7 +120,11 @@ def make_plan(program: Program, config: CompileConfig, target: Target | None = N
 
 
 def with_weights(
-    plan: Plan, weights: Mapping[str, Weights], patterns: Mapping[str, str], tried: Collection[str]
+    plan: Plan,
+    weights: Mapping[str, Weights],
+    patterns: Mapping[str, str],
+    tried: Collection[str],
+    config: CompileConfig,
 ) -> Plan:
     """The plan with weights that were fitted to data.
 
@@ -123,6 +133,7 @@ def with_weights(
         weights: by layer name.
         patterns: of these weights, by layer name.
         tried: layers that could have been pruned; those without weights stay as they came.
+        config: kinds of values and activations.
     """
     candidates, reasons, pruned = dict(plan.candidates), dict(plan.reasons), dict(plan.pruned)
     for name in tried:
@@ -135,9 +146,8 @@ def with_weights(
         sparsity = float((new.matrix == 0).mean())
         pruned[name] = replace(pruned[name], sparsity=sparsity, weight=new.matrix, bias=new.bias)
         if name in candidates:
-            layer = candidates[name].layer
-            matrix = parse_pattern(patterns[name]).pack(new.matrix, layer.dtype)
-            candidates[name] = replace(candidates[name], matrix=matrix)
+            matrix, x = pack(candidates[name].layer, new.matrix, patterns[name], config, new.table)
+            candidates[name] = replace(candidates[name], matrix=matrix, x=x)
     return Plan(candidates, reasons, pruned)
 
 
@@ -172,7 +182,7 @@ def _consider(layer: Layer, config: CompileConfig, is_last: bool, obstacle: str)
     if not by_name and layer.weight.size < TINY_WEIGHTS:
         return f"{layer.weight.size:,} weights, below {TINY_WEIGHTS:,}"
     if sparsity is None or layer.zeros >= sparsity > 0:
-        return _keep(layer)
+        return _keep(layer, config)
     if sparsity == 0:
         return "no pruning asked for here"
     if is_last and not by_name:
@@ -180,14 +190,15 @@ def _consider(layer: Layer, config: CompileConfig, is_last: bool, obstacle: str)
     return _prune(layer, config, sparsity)
 
 
-def _keep(layer: Layer) -> Candidate | str:
+def _keep(layer: Layer, config: CompileConfig) -> Candidate | str:
     """The zeros that are there, in the block shape that wastes least."""
     if layer.zeros < LEAST_ZEROS:
         return f"{layer.zeros:.1%} zeros, too few to use"
     found = find_pattern(layer.weight)
     if not found.usable:
         return str(found)
-    return Candidate(layer, found.pattern.pack(layer.weight, layer.dtype), pruned=False, found=str(found))
+    matrix, x = pack(layer, layer.weight, str(found.pattern), config)
+    return Candidate(layer, matrix, pruned=False, found=str(found), x=x)
 
 
 def _wanted_dense(layer: Layer, config: CompileConfig) -> float | None:

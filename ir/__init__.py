@@ -3,6 +3,7 @@
 from .decision import Decision, Timing
 from .epilogue import Activation, Epilogue
 from .errors import SparsecError, UsageError
+from .grid import Grid
 from .layer import Layer, LayerKind
 from .patterns import BlockPattern, Pattern, parse_pattern
 from .program import Program
@@ -13,6 +14,7 @@ __all__ = [
     "BlockPattern",
     "Decision",
     "Epilogue",
+    "Grid",
     "Layer",
     "LayerKind",
     "Pattern",

@@ -43,7 +43,7 @@ def generate(problem: Problem, schedule: Schedule, target: CpuTarget) -> Code:
 
     emitter: ModuleType = EMITTERS[schedule.kernel]
     symbol = "sparsec_" + hashlib.sha256(f"{problem.key}|{schedule}|{target}".encode()).hexdigest()[:16]
-    function = emitter.emit(problem, schedule, symbol)
+    function = emitter.emit(problem, schedule, symbol, target)
     executable = tvm.compile(tvm.IRModule({symbol: function}), target=target.tvm)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "kernel.o"

@@ -11,6 +11,8 @@
  * an AVX-512 core of 2.5 GHz, halving the work gains as much from 26,000 (one row) to 55,000 (many) multiply-adds on.
  */
 #define THREAD_MULTIPLY_ADDS 16384
+/* As many of 8-bit integers take the time of one. */
+#define INTEGERS 4
 
 /* What a panel costs beside its multiply-adds, in inputs of one block: about 2 for the bias and the stores, and up to
  * 20 with the dearest activations. The shares of a run differ little for any value in between. */
@@ -42,10 +44,13 @@ enum {
     ARG_VALUES,
     ARG_INDICES,
     ARG_INDPTR,
+    ARG_TABLE,
+    ARG_SUMS,
     ARG_BIAS,
     ARG_RESIDUAL,
     ARG_Y,
     ARG_WORKSPACE,
+    ARG_PARAMETERS,
     ARG_ROW_BEGIN,
     ARG_ROW_END,
     ARG_PANEL_BEGIN,
@@ -160,7 +165,8 @@ static void job_part(void *data, size_t index) {
 
 static int64_t part_count(const Job *job) {
     const Node *node = &job->node->node;
-    int64_t threads = job->rows * (node->multiply_adds + node->kernel->out_features) / THREAD_MULTIPLY_ADDS;
+    int64_t work = node->multiply_adds / (node->kernel->integers ? INTEGERS : 1) + node->kernel->out_features;
+    int64_t threads = job->rows * work / THREAD_MULTIPLY_ADDS;
     if (threads > node->threads)
         threads = node->threads;
     return threads > 1 ? threads * job->variant->parts_per_thread : 1;
@@ -192,10 +198,13 @@ static OrtStatus *multiply(CpuNode *cpu, const OrtKernelContext *context, const 
                 [ARG_VALUES] = tvm_pointer(node->values),
                 [ARG_INDICES] = tvm_pointer(node->indices),
                 [ARG_INDPTR] = tvm_pointer(node->indptr),
+                [ARG_TABLE] = tvm_pointer(node->table),
+                [ARG_SUMS] = tvm_pointer(node->sums),
                 [ARG_BIAS] = tvm_pointer(node->bias),
                 [ARG_RESIDUAL] = tvm_pointer(residual),
                 [ARG_Y] = tvm_pointer(y),
                 [ARG_WORKSPACE] = tvm_pointer(NULL),
+                [ARG_PARAMETERS] = tvm_pointer(node->parameters),
             },
     };
     while (job.variant->max_rows < rows)

@@ -22,6 +22,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...ir.errors import SparsecError
+from ...ir.values import Floats
+from ...ir.values.floats import DTYPES
 from ..kernel import ANY_ROWS, CUDA_ARGUMENTS
 
 if TYPE_CHECKING:
@@ -48,7 +50,10 @@ _LIBRARIES = ("-lm", "-Wl,--no-as-needed", "-l:libdl.so.2", "-Wl,--as-needed")
 _EXPORTS = "{ global: RegisterCustomOps; local: *; };\n"
 
 # As in `sparse_linear.h`.
-_TYPES = {"float32": "ORT_TENSOR_FLOAT", "float16": "ORT_TENSOR_FLOAT16", "bfloat16": "ORT_TENSOR_BFLOAT16"}
+_TYPES = {
+    "float32": "ORT_TENSOR_FLOAT", "float16": "ORT_TENSOR_FLOAT16", "bfloat16": "ORT_TENSOR_BFLOAT16",
+    "int8": "ORT_TENSOR_INT8", "uint8": "ORT_TENSOR_UINT8",
+}  # fmt: skip
 _MAX_LAUNCHES = 4
 
 # Machine code or PTX, compute capability without its dot, "a" where the code is for that one alone.
@@ -158,8 +163,10 @@ def _check(kernel: Kernel) -> None:
     rows, cols = kernel.block
     if not (1 <= rows <= kernel.out_features and 1 <= cols <= kernel.in_features and kernel.panel >= 1):
         raise ValueError(f"kernel '{kernel.name}': blocks of {rows}x{cols} do not fit its weight")
-    if kernel.dtype not in _TYPES:
-        raise ValueError(f"kernel '{kernel.name}': dtype '{kernel.dtype}', expected one of {', '.join(_TYPES)}")
+    if kernel.dtype not in DTYPES:
+        raise ValueError(f"kernel '{kernel.name}': dtype '{kernel.dtype}', expected one of {', '.join(DTYPES)}")
+    if kernel.y == "uint8" and kernel.epilogue.residual:
+        raise ValueError(f"kernel '{kernel.name}': a result of uint8 with a residual, which nothing can broadcast")
     if not kernel.cpu and (kernel.dtype == "float32" or not kernel.cuda):
         raise ValueError(f"kernel '{kernel.name}' has no variants for CPUs")
     _check_limits(kernel, kernel.cpu)
@@ -273,10 +280,15 @@ def _launch_row(launch: Launch) -> str:
 
 def _kernel_row(kernel: Kernel, index: int) -> str:
     rows, cols = kernel.block
-    sizes = f"{kernel.in_features}, {kernel.out_features}, {rows}, {cols}, {kernel.panel}, {_TYPES[kernel.dtype]}"
+    sizes = f"{kernel.in_features}, {kernel.out_features}, {rows}, {cols}, {kernel.panel}"
+    values = kernel.kind or Floats(kernel.dtype)
+    x, y = ("uint8" if name == "uint8" else kernel.dtype for name in (kernel.x, kernel.y))
+    types = ", ".join(_TYPES[name] for name in (kernel.dtype, x, values.dtype.name, y))
+    table = values.table_size((kernel.out_features, kernel.in_features))
+    formats = f"{values.bits}, {table}, {int(kernel.x != 'float')}, {int(kernel.x in ('static', 'uint8'))}"
     epilogue = f"{int(kernel.epilogue.bias)}, {int(kernel.epilogue.residual)}"
     variants = f"{f'cpu_{index}' if kernel.cpu else 'NULL'}, {f'cuda_{index}' if kernel.cuda else 'NULL'}"
-    return f"{{{_c_string(kernel.name)}, {sizes}, {epilogue}, {variants}}}"
+    return f"{{{_c_string(kernel.name)}, {sizes}, {types}, {formats}, {epilogue}, {variants}}}"
 
 
 def _c_string(text: str) -> str:

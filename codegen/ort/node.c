@@ -1,6 +1,7 @@
 /* What every provider's node checks: all that can be, once, when it is created, so that a run only multiplies. */
 #include "sparse_linear.h"
 
+#include <float.h>
 #include <inttypes.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -11,7 +12,7 @@
 
 #define DAMAGED "the model is damaged: compile it again"
 
-const char *const input_names[INPUT_COUNT] = {"X", "values", "indices", "indptr", "bias", "residual"};
+const char *const input_names[INPUT_COUNT] = {"X", "values", "indices", "indptr", "bias", "residual", "table", "sums"};
 
 static int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -175,10 +176,80 @@ static OrtStatus *check_indices(const Node *node) {
     return NULL;
 }
 
+/* Elements that hold so many values. Codes of 4 bits fill whole units: see `code_unit` in ir/sparse_matrix.py. */
+static int64_t stored_count(const Kernel *kernel, int64_t values) {
+    return kernel->value_bits == 4 ? values / 2 + values % 2 : values;
+}
+
+static OrtStatus *read_shared(const Node *node, const OrtKernelInfo *info, size_t input, OrtTensorType type,
+                              int64_t expected, const void **data) {
+    Tensor tensor;
+    TRY(read_constant(node, info, input, type, &tensor));
+    int64_t count = shape_count(&tensor.shape, tensor.shape.rank);
+    if (count != expected)
+        return node_error(node, ORT_INVALID_GRAPH, "%s has %" PRId64 " elements, expected %" PRId64 "; " DAMAGED,
+                          input_names[input], count, expected);
+    *data = tensor.data;
+    return NULL;
+}
+
+/* What values share: a table, and for products of integers the sum of each output's codes. */
+static OrtStatus *check_table(Node *node, const OrtKernelInfo *info) {
+    const Kernel *kernel = node->kernel;
+    const void *data = NULL;
+    if (kernel->table_count) {
+        TRY(read_shared(node, info, INPUT_TABLE, ORT_TENSOR_FLOAT, kernel->table_count, &data));
+        node->table = data;
+    }
+    if (kernel->integers) {
+        TRY(read_shared(node, info, INPUT_SUMS, ORT_TENSOR_INT32, kernel->out_features, &data));
+        node->sums = data;
+    }
+    return NULL;
+}
+
+static OrtStatus *read_float(const Node *node, const OrtKernelInfo *info, const char *name, float *value) {
+    OrtStatus *status = node->api->KernelInfoGetAttribute_float(info, name, value);
+    if (!status)
+        return NULL;
+    node->api->ReleaseStatus(status);
+    return node_error(node, ORT_INVALID_GRAPH, "attribute '%s' is missing or no float; " DAMAGED, name);
+}
+
+/* The scale and zero point of X or of Y, by the names of their attributes. */
+static OrtStatus *read_scale(const Node *node, const OrtKernelInfo *info, const char *scale_name,
+                             const char *zero_point_name, float *scale, float *zero_point) {
+    int64_t code;
+    TRY(read_float(node, info, scale_name, scale));
+    TRY(read_attribute(node, info, zero_point_name, &code));
+    if (!(*scale >= FLT_MIN && *scale <= FLT_MAX))
+        return node_error(node, ORT_INVALID_GRAPH, "attribute '%s' is %g, expected a positive finite number; " DAMAGED,
+                          scale_name, (double)*scale);
+    if (code < 0 || code > UINT8_MAX)
+        return node_error(node, ORT_INVALID_GRAPH, "attribute '%s' is %" PRId64 ", expected 0 to %d; " DAMAGED,
+                          zero_point_name, code, UINT8_MAX);
+    *zero_point = (float)code;
+    return NULL;
+}
+
+static OrtStatus *check_scales(Node *node, const OrtKernelInfo *info) {
+    float *parameters = node->parameters, scale;
+    if (node->kernel->x_scaled) {
+        TRY(read_scale(node, info, "x_scale", "x_zero_point", &scale, &parameters[2]));
+        parameters[0] = scale;
+        parameters[1] = 1.0f / scale;
+    }
+    if (node->kernel->y_type == ORT_TENSOR_UINT8) {
+        TRY(read_scale(node, info, "y_scale", "y_zero_point", &scale, &parameters[4]));
+        parameters[3] = 1.0f / scale;
+    }
+    return NULL;
+}
+
 static OrtStatus *check_weight(Node *node, const OrtKernelInfo *info) {
     const Kernel *kernel = node->kernel;
     Tensor values, indices, indptr;
-    TRY(read_constant(node, info, INPUT_VALUES, kernel->type, &values));
+    TRY(read_constant(node, info, INPUT_VALUES, kernel->value_type, &values));
     TRY(read_constant(node, info, INPUT_INDICES, ORT_TENSOR_INT32, &indices));
     TRY(read_constant(node, info, INPUT_INDPTR, ORT_TENSOR_INT32, &indptr));
     node->values = values.data;
@@ -186,14 +257,17 @@ static OrtStatus *check_weight(Node *node, const OrtKernelInfo *info) {
     node->indptr = indptr.data;
     node->block_rows = ceil_div(kernel->out_features, kernel->block_rows);
     node->blocks = shape_count(&indices.shape, indices.shape.rank);
-    node->multiply_adds = shape_count(&values.shape, values.shape.rank);
 
+    int64_t count = shape_count(&values.shape, values.shape.rank);
     int64_t block = ceil_div(kernel->block_rows, kernel->panel) * kernel->panel * kernel->block_cols;
-    /* Divided, not multiplied: a product of sizes from the model could overflow. */
-    if (node->multiply_adds % block || node->multiply_adds / block != node->blocks)
+    /* A product of sizes from the model could overflow. */
+    bool fits = !__builtin_mul_overflow(node->blocks, block, &node->multiply_adds);
+    if (!fits || count != stored_count(kernel, node->multiply_adds))
         return node_error(node, ORT_INVALID_GRAPH,
-                          "values has %" PRId64 " elements, expected %" PRId64 " blocks of %" PRId64 "; " DAMAGED,
-                          node->multiply_adds, node->blocks, block);
+                          "values has %" PRId64 " elements, expected %" PRId64 " blocks of %" PRId64
+                          " weights of %" PRId64 " bits; " DAMAGED,
+                          count, node->blocks, block, kernel->value_bits);
+    TRY(check_table(node, info));
     TRY(check_indptr(node, shape_count(&indptr.shape, indptr.shape.rank)));
     return check_indices(node);
 }
@@ -234,6 +308,7 @@ static OrtStatus *check_epilogue(Node *node, const OrtKernelInfo *info) {
 OrtStatus *node_check(Node *node, const OrtKernelInfo *info) {
     TRY(check_attributes(node, info));
     TRY(check_weight(node, info));
+    TRY(check_scales(node, info));
     return check_epilogue(node, info);
 }
 
@@ -253,7 +328,7 @@ static OrtStatus *read_x(const Node *node, const OrtKernelContext *context, Run 
     const Kernel *kernel = node->kernel;
     const OrtValue *value = NULL;
     TRY(node->api->KernelContext_GetInput(context, INPUT_X, &value));
-    TRY(read_tensor(node, INPUT_X, value, kernel->type, &run->x));
+    TRY(read_tensor(node, INPUT_X, value, kernel->x_type, &run->x));
     const Shape *shape = &run->x.shape;
     if (shape->rank < 1 || shape->dims[shape->rank - 1] != kernel->in_features) {
         char text[96];

@@ -33,6 +33,8 @@ typedef enum { ORT_FAIL = 1, ORT_INVALID_ARGUMENT = 2, ORT_NOT_IMPLEMENTED = 9, 
 typedef enum {
     ORT_TENSOR_UNDEFINED = 0,
     ORT_TENSOR_FLOAT = 1,
+    ORT_TENSOR_UINT8 = 2,
+    ORT_TENSOR_INT8 = 3,
     ORT_TENSOR_INT32 = 6,
     ORT_TENSOR_FLOAT16 = 10,
     ORT_TENSOR_BFLOAT16 = 16
@@ -70,7 +72,8 @@ typedef struct OrtApi {
     GAP(73, 75);
     OrtStatus *(*AllocatorFree)(OrtAllocator *allocator, void *memory);
     OrtStatus *(*AllocatorGetInfo)(const OrtAllocator *allocator, const OrtMemoryInfo **info);
-    GAP(78, 85);
+    GAP(78, 84);
+    OrtStatus *(*KernelInfoGetAttribute_float)(const OrtKernelInfo *info, const char *name, float *value);
     OrtStatus *(*KernelInfoGetAttribute_int64)(const OrtKernelInfo *info, const char *name, int64_t *value);
     OrtStatus *(*KernelInfoGetAttribute_string)(const OrtKernelInfo *info, const char *name, char *value, size_t *size);
     GAP(88, 89);
@@ -137,6 +140,7 @@ ASSERT_SLOT(GetTensorTypeAndShape, 65);
 ASSERT_SLOT(MemoryInfoGetId, 72);
 ASSERT_SLOT(AllocatorFree, 76);
 ASSERT_SLOT(AllocatorGetInfo, 77);
+ASSERT_SLOT(KernelInfoGetAttribute_float, 85);
 ASSERT_SLOT(KernelInfoGetAttribute_string, 87);
 ASSERT_SLOT(KernelContext_GetOutput, 91);
 ASSERT_SLOT(ReleaseStatus, 93);

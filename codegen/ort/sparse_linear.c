@@ -1,10 +1,11 @@
 /*
- * ai.sparsec::SparseLinear for ONNX Runtime's CPU and CUDA providers: what the operator looks like, the shape of its
- * result, and its registration.
+ * ai.sparsec::SparseLinear and QSparseLinear for ONNX Runtime's CPU and CUDA providers: what the operators look like,
+ * the shape of their result, and their registration.
  *
- * Y [..., N] = activation(X [..., K] times the packed weight + bias) + residual
+ * Y [..., N] = activation(X [..., K] times the packed weight + bias) + residual, by QSparseLinear quantised to uint8
  *
- * ONNX Runtime wants an OrtCustomOp for each provider and element type, all under one name.
+ * ONNX Runtime wants an OrtCustomOp for each provider and combination of element types. Under one name the types of the
+ * inputs must tell that of the output: hence two.
  */
 #include "sparse_linear.h"
 
@@ -12,22 +13,24 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* The operator for one provider and one element type. */
+/* Element types of a kernel: of X, of values, of bias and residual, of Y. */
 typedef struct {
+    OrtTensorType x, values, other, y;
+} Types;
+
+/* The operator for one provider and one combination of types. */
+typedef struct Operator {
     OrtCustomOp op; /* First, so that a pointer to it is a pointer to the whole. */
     const OrtApi *api;
-    /* Of X, values, bias, residual and Y. */
-    OrtTensorType type;
+    Types types;
+    bool cuda;
+    struct Operator *next;
 } Operator;
-
-static const OrtTensorType types[] = {ORT_TENSOR_FLOAT, ORT_TENSOR_FLOAT16, ORT_TENSOR_BFLOAT16};
-enum { TYPE_COUNT = sizeof types / sizeof *types };
 
 /* One ONNX Runtime's view of this library: there can be several in one process, each with its own API. */
 typedef struct Registration {
     const OrtApi *api;
-    Operator cpu[TYPE_COUNT];
-    Operator cuda[TYPE_COUNT];
+    Operator *operators;
     OrtCustomOpDomain *domain;
     struct Registration *next;
 } Registration;
@@ -36,9 +39,10 @@ static _Atomic(Registration *) registrations;
 
 /* ---- What the operator looks like ---- */
 
+static const Types *types_of(const OrtCustomOp *op) { return &((const Operator *)op)->types; }
+
 static const char *op_name(const OrtCustomOp *op) {
-    (void)op;
-    return "SparseLinear";
+    return types_of(op)->y == ORT_TENSOR_UINT8 ? "QSparseLinear" : "SparseLinear";
 }
 
 static const char *cpu_provider(const OrtCustomOp *op) {
@@ -57,12 +61,25 @@ static size_t op_input_count(const OrtCustomOp *op) {
 }
 
 static OrtTensorType op_input_type(const OrtCustomOp *op, size_t index) {
-    return index == INPUT_INDICES || index == INPUT_INDPTR ? ORT_TENSOR_INT32 : ((const Operator *)op)->type;
+    switch (index) {
+    case INPUT_X:
+        return types_of(op)->x;
+    case INPUT_VALUES:
+        return types_of(op)->values;
+    case INPUT_INDICES:
+    case INPUT_INDPTR:
+    case INPUT_SUMS:
+        return ORT_TENSOR_INT32;
+    case INPUT_TABLE:
+        return ORT_TENSOR_FLOAT;
+    default:
+        return types_of(op)->other;
+    }
 }
 
 static OrtArgumentKind op_input_kind(const OrtCustomOp *op, size_t index) {
     (void)op;
-    return index == INPUT_BIAS || index == INPUT_RESIDUAL ? ORT_ARGUMENT_OPTIONAL : ORT_ARGUMENT_REQUIRED;
+    return index >= INPUT_BIAS ? ORT_ARGUMENT_OPTIONAL : ORT_ARGUMENT_REQUIRED;
 }
 
 static OrtMemoryType cpu_input_memory(const OrtCustomOp *op, size_t index) {
@@ -83,7 +100,7 @@ static size_t op_output_count(const OrtCustomOp *op) {
 
 static OrtTensorType op_output_type(const OrtCustomOp *op, size_t index) {
     (void)index;
-    return ((const Operator *)op)->type;
+    return types_of(op)->y;
 }
 
 static OrtArgumentKind op_output_kind(const OrtCustomOp *op, size_t index) {
@@ -159,8 +176,8 @@ static bool keeps_shape(const SymbolicTensor *residual, const SymbolicTensor *pr
     return true;
 }
 
-/* Sets the result's shape where it is certain; its type is that of X, because ONNX Runtime asks one operator for all
- * types. It never fails: creating the node reports what is wrong. */
+/* Sets the result's shape where it is certain; its type by that of X, because ONNX Runtime asks one operator for all
+ * types of a name. It never fails: creating the node reports what is wrong. */
 static OrtStatus *op_infer_shape(const OrtCustomOp *op, OrtShapeInferContext *context) {
     const OrtApi *api = ((const Operator *)op)->api;
     SymbolicTensor result, residual;
@@ -170,6 +187,10 @@ static OrtStatus *op_infer_shape(const OrtCustomOp *op, OrtShapeInferContext *co
         return NULL;
     result.shape.dims[result.shape.rank - 1] = out_features;
     result.names[result.shape.rank - 1] = "";
+    if (types_of(op)->y == ORT_TENSOR_UINT8)
+        result.type = ORT_TENSOR_UINT8;
+    else if (result.type == ORT_TENSOR_UINT8)
+        result.type = ORT_TENSOR_FLOAT;
     bool added = read_symbolic(api, context, INPUT_RESIDUAL, &residual) && residual.type != ORT_TENSOR_UNDEFINED;
     if (is_known(&result) && (!added || keeps_shape(&residual, &result)))
         write_symbolic(api, context, &result);
@@ -223,23 +244,40 @@ static OrtCustomOp make_op(const OrtApiBase *base, bool cuda) {
     return op;
 }
 
-/* Whether the library has a kernel of this type, and with code for GPUs where `cuda` asks for it. Without one there is
- * no operator: a node of the CUDA provider that cannot run would keep the CPU provider from taking it. */
-static bool has_kernel(OrtTensorType type, bool cuda) {
-    for (const Kernel *kernel = sparsec_kernels; kernel->name; kernel++)
-        if (kernel->type == type && (!cuda || kernel->cuda))
+static Types kernel_types(const Kernel *kernel) {
+    return (Types){.x = kernel->x_type, .values = kernel->value_type, .other = kernel->type, .y = kernel->y_type};
+}
+
+static bool is_registered(const Registration *registration, const Types *types, bool cuda) {
+    for (const Operator *one = registration->operators; one; one = one->next)
+        if (one->cuda == cuda && !memcmp(&one->types, types, sizeof *types))
             return true;
     return false;
 }
 
-static OrtStatus *add_operators(Registration *registration, const OrtApiBase *base, Operator *operators, bool cuda) {
+static OrtStatus *add_operator(Registration *registration, const OrtApiBase *base, Types types, bool cuda) {
     const OrtApi *api = registration->api;
-    for (size_t i = 0; i < TYPE_COUNT; i++) {
-        /* Every library has the operator for float32 on CPUs, which names a missing kernel. */
-        if (!has_kernel(types[i], cuda) && (cuda || types[i] != ORT_TENSOR_FLOAT))
-            continue;
-        operators[i] = (Operator){.op = make_op(base, cuda), .api = api, .type = types[i]};
-        TRY(api->CustomOpDomain_Add(registration->domain, &operators[i].op));
+    if (is_registered(registration, &types, cuda))
+        return NULL;
+    Operator *added = malloc(sizeof *added);
+    if (!added)
+        return api->CreateStatus(ORT_FAIL, "SparseLinear: out of memory");
+    *added = (Operator){
+        .op = make_op(base, cuda), .api = api, .types = types, .cuda = cuda, .next = registration->operators};
+    registration->operators = added;
+    return api->CustomOpDomain_Add(registration->domain, &added->op);
+}
+
+/* One for each combination of types that the library has kernels of; for GPUs only where these have code for them: a
+ * node of the CUDA provider that cannot run would keep the CPU provider from taking it. */
+static OrtStatus *add_operators(Registration *registration, const OrtApiBase *base) {
+    /* Every library has the operator for float32 on CPUs, which names a missing kernel. */
+    const Types plain = {ORT_TENSOR_FLOAT, ORT_TENSOR_FLOAT, ORT_TENSOR_FLOAT, ORT_TENSOR_FLOAT};
+    TRY(add_operator(registration, base, plain, false));
+    for (const Kernel *kernel = sparsec_kernels; kernel->name; kernel++) {
+        TRY(add_operator(registration, base, kernel_types(kernel), false));
+        if (kernel->cuda)
+            TRY(add_operator(registration, base, kernel_types(kernel), true));
     }
     return NULL;
 }
@@ -247,13 +285,17 @@ static OrtStatus *add_operators(Registration *registration, const OrtApiBase *ba
 static void registration_free(Registration *registration) {
     if (registration->domain)
         registration->api->ReleaseCustomOpDomain(registration->domain);
+    while (registration->operators) {
+        Operator *next = registration->operators->next;
+        free(registration->operators);
+        registration->operators = next;
+    }
     free(registration);
 }
 
 static OrtStatus *registration_fill(Registration *registration, const OrtApiBase *base) {
     TRY(registration->api->CreateCustomOpDomain("ai.sparsec", &registration->domain));
-    TRY(add_operators(registration, base, registration->cpu, false));
-    return add_operators(registration, base, registration->cuda, true);
+    return add_operators(registration, base);
 }
 
 static OrtStatus *registration_create(const OrtApi *api, const OrtApiBase *base, Registration **result) {

@@ -18,7 +18,17 @@
     } while (0)
 
 /* The operator's inputs, by position. */
-enum { INPUT_X, INPUT_VALUES, INPUT_INDICES, INPUT_INDPTR, INPUT_BIAS, INPUT_RESIDUAL, INPUT_COUNT };
+enum {
+    INPUT_X,
+    INPUT_VALUES,
+    INPUT_INDICES,
+    INPUT_INDPTR,
+    INPUT_BIAS,
+    INPUT_RESIDUAL,
+    INPUT_TABLE,
+    INPUT_SUMS,
+    INPUT_COUNT
+};
 HIDDEN extern const char *const input_names[INPUT_COUNT];
 
 /* ---- The table of kernels ---- */
@@ -99,8 +109,18 @@ typedef struct {
     int64_t block_rows;
     int64_t block_cols;
     int64_t panel;
-    /* Of X, values, bias, residual and Y. */
+    /* Of bias and residual; of X; of the values; of Y. */
     OrtTensorType type;
+    OrtTensorType x_type;
+    OrtTensorType value_type;
+    OrtTensorType y_type;
+    /* Bits of a value: 4 where two stand in a byte. */
+    int64_t value_bits;
+    /* Elements of the table that the values share, scales or a codebook; 0 for none. */
+    int64_t table_count;
+    /* Products of 8-bit integers, for which X is given with a scale, or gets one, by its rows or from the model. */
+    bool integers;
+    bool x_scaled;
     bool has_bias;
     bool has_residual;
     /* By rising `max_rows`; the last is for any number of rows. NULL where there are none. */
@@ -159,10 +179,14 @@ typedef struct {
     const void *values;
     const int32_t *indices;
     const int32_t *indptr;
+    const float *table;
+    const int32_t *sums;
     const void *bias;
+    /* Scale, its inverse and zero point of X; inverse of the scale and zero point of Y. */
+    float parameters[5];
     int64_t block_rows;
     int64_t blocks;
-    /* Multiply-adds a row of X, padding included: the number of values. */
+    /* Multiply-adds a row of X, padding included. */
     int64_t multiply_adds;
 } Node;
 

@@ -5,6 +5,10 @@ const char *type_name(OrtTensorType type) {
     switch (type) {
     case ORT_TENSOR_FLOAT:
         return "float32";
+    case ORT_TENSOR_UINT8:
+        return "uint8";
+    case ORT_TENSOR_INT8:
+        return "int8";
     case ORT_TENSOR_INT32:
         return "int32";
     case ORT_TENSOR_FLOAT16:

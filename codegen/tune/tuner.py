@@ -78,5 +78,8 @@ class Tuner:
             cpu=cpu_variants,
             cuda=cuda_variants,
             dtype=problem.dtype,
+            kind=problem.kind,
+            x=problem.x,
+            y=problem.y,
         )
         return Tuned(kernel, words, choices if self.target.cuda else {})

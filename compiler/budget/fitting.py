@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ...ir import parse_pattern
 from ...passes.solve import SECONDS
 from ..artifact import SOLUTIONS
-from ..calibration import Samples, Trial, Weights, gather, has_rows, open_samples, reordered, repair
+from ..calibration import Samples, Trial, Weights, find_grids, gather, has_rows, open_samples, reordered, repair
 from ..exporter import session_source
 from ..machine import Cpu
 from ..parallel import each
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from ..calibration import Calibration
     from ..context import Context
     from ..machine import Machine
-    from ..plan import Plan
+    from ..plan import Candidate, Plan
     from ..probe import Workload
 
 # Share of the calibration data that no weight is fitted to.
@@ -71,6 +71,7 @@ class Fitting:
 
     Attributes:
         program: the dense model, its channels reordered where that helps.
+        config: what was asked for.
         layers: those that may be pruned, by name.
         reordered: which share of the saliency blocks keep before and after, None where nothing was reordered.
         judge: the metric, on samples that no weight was fitted to.
@@ -104,6 +105,7 @@ class Fitting:
         """
         config = context.config
         self.program, self._workload, self._context, self._timed = program, workload, context, timed
+        self.config = config
         self._all_levels, self._threads = levels, config.thread_count
         self._machine: Machine = context.machine or Cpu(config.thread_count)
         self.layers = {
@@ -176,6 +178,24 @@ class Fitting:
     def score(self, allocation: Allocation) -> float | None:
         """The metric on the held-back data with each layer's weight as its option has it, not fitted to each other."""
         return self._compared(allocation)[1]
+
+    def with_grids(self, candidates: Mapping[str, Candidate]) -> dict[str, Candidate]:
+        """The candidates, with a grid for X where it is to be rounded by one: from the model with their weights."""
+        wanting = [one for one in candidates.values() if one.x == "static"]
+        if not wanting:
+            return dict(candidates)
+        self._context.progress.start("finding ranges of activations", None)
+        weights = {name: Weights(one.matrix.to_dense()) for name, one in candidates.items()}
+        grids = find_grids(
+            self.program,
+            [one.layer for one in wanting],
+            {one.layer.name: weights[one.layer.name] for one in wanting},
+            self._seen,
+            self._machine,
+            self._context.folder,
+            self.config.ranges,
+        )
+        return {name: replace(one, x_grid=grids.get(name)) for name, one in candidates.items()}
 
     def allows(self, chosen: Chosen) -> bool:
         """Whether its metric stays within the limit."""

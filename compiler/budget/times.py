@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 from ...codegen.ort.library import build_library
 from ...codegen.problem import Problem
-from ...ir import parse_pattern
+from ...ir import Grid
 from ..decide import Bench, compare_layer, predicted_timings
+from ..formats import pack
 from ..kernels import distinct_kernels, make_kernels, sparse_op
 from ..plan import Candidate
 
@@ -35,12 +36,14 @@ def time_options(
     for layer in layers:
         # Without a sparse operator there is nothing to time.
         for i, option in enumerate(options[layer.name] if not layer.obstacle else ()):
-            matrix = parse_pattern(option.pattern).pack(option.kept.matrix, layer.dtype)
+            matrix, x = pack(layer, option.kept.matrix, option.pattern, context.config)
             shapes = tuple(workload.shapes[batch][layer.name] for batch in workload.batches)
             operators = tuple(node.op_type for node in layer.nodes)
-            key = (Problem.of(matrix, layer.epilogue), shapes, operators, layer.transpose_x, layer.transpose_y)
+            key = (Problem.of(matrix, layer.epilogue, x), shapes, operators, layer.transpose_x, layer.transpose_y)
             keys[layer.name, i], sizes[layer.name, i] = key, matrix.nbytes
-            candidates.setdefault(key, Candidate(layer, matrix, pruned=True))
+            # A grid's numbers do not change the time.
+            grid = Grid(1.0, 0) if x == "static" else None
+            candidates.setdefault(key, Candidate(layer, matrix, pruned=True, x=x, x_grid=grid))
     timings = _time(program, candidates, workload, context)
     timed = dict(options)
     for name in dict.fromkeys(name for name, _ in keys):

@@ -2,6 +2,7 @@
 
 from .gather import Calibration, gather
 from .metrics import Drop, Metric, Run, default_metric, find_metric, parse_drop
+from .ranges import find_grids
 from .reorder import reordered
 from .repair import repair
 from .rows import has_rows, masks
@@ -17,6 +18,7 @@ __all__ = [
     "Trial",
     "Weights",
     "default_metric",
+    "find_grids",
     "find_metric",
     "gather",
     "has_rows",

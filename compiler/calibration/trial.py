@@ -28,10 +28,12 @@ class Weights:
     Attributes:
         matrix: [out, in] float32.
         bias: [out] float32, or None for the layer's own.
+        table: of the kind of values that `matrix` lies on the grid of; None where it was not rounded.
     """
 
     matrix: NDArray[np.float32]
     bias: NDArray[np.float32] | None = None
+    table: NDArray[np.float32] | None = None
 
 
 class Exchange:

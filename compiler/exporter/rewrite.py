@@ -17,7 +17,9 @@ import numpy as np
 import onnx_ir
 
 from ...ir import LayerKind
-from ...ir.sparse_matrix import DTYPES
+from ...ir.grid import CODES
+from ...ir.values import Floats, Int8
+from ...ir.values.floats import DTYPES
 from ..frontend.constants import OVERRIDABLE_FROM_IR, Constants, overridable
 from ..frontend.nodes import attribute, operand
 from ..frontend.weights import from_matrix
@@ -27,10 +29,12 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from ...ir import Layer, Program, SparseMatrix
+    from ...ir import Grid, Layer, Program, SparseMatrix
 
 DOMAIN = "ai.sparsec"
 OP_TYPE = "SparseLinear"
+# The same with a result of 8 bits.
+QUANTIZED_OP_TYPE = "QSparseLinear"
 VERSION = 1
 
 
@@ -42,11 +46,17 @@ class SparseOp:
         matrix: the packed weight.
         kernel: the name that the operator finds its code by.
         threads: how many threads it may use; 0 for the session's.
+        x: how X is given, as in `codegen.problem.Problem`.
+        x_grid: of X, where products are of integers and `x` is not "dynamic".
+        y_grid: that Y is rounded to; None for floats.
     """
 
     matrix: SparseMatrix
     kernel: str
     threads: int
+    x: str = "float"
+    x_grid: Grid | None = None
+    y_grid: Grid | None = None
 
 
 def export(
@@ -54,6 +64,7 @@ def export(
     ops: Mapping[str, SparseOp],
     weights: Mapping[str, NDArray[np.float32]] | None = None,
     biases: Mapping[str, NDArray[np.float32]] | None = None,
+    rounded: Mapping[str, SparseOp] | None = None,
 ) -> onnx_ir.Model:
     """A new model in which the layers named in `ops` are sparse, and those named in `weights` have a new weight.
 
@@ -62,11 +73,12 @@ def export(
         ops: by layer name. Layers named in neither stay as they came.
         weights: by layer name, each [out, in] as `Layer.weight`; the layer's nodes stay.
         biases: by layer name, each [out], for layers in `ops` or `weights`; the others keep theirs.
+        rounded: by layer name, for layers in `weights`: X is rounded as these operators round it, by ONNX's own.
 
     Raises:
         ValueError: a name is no layer's or is in both, a layer has an obstacle, or a shape or dtype is not the layer's.
     """
-    weights, biases = weights or {}, biases or {}
+    weights, biases, rounded = weights or {}, biases or {}, rounded or {}
     _check(program, ops, weights)
     rewriter = _Rewriter(program)
     for layer in program.layers:
@@ -75,8 +87,11 @@ def export(
             rewriter.make_sparse(layer if bias is None else replace(layer, bias=bias), ops[layer.name])
         elif layer.name in weights:
             rewriter.set_weight(layer, weights[layer.name])
+            if layer.name in rounded and rounded[layer.name].x != "float":
+                rewriter.round_input(layer, rounded[layer.name].x_grid)
             if bias is not None:
                 rewriter.set_bias(layer, bias)
+    rewriter.drop_unread()
     return rewriter.model
 
 
@@ -136,6 +151,7 @@ class _Rewriter:
         self._names = {name for graph in self.model.graphs() for value in _values(graph) if (name := value.name)}
         self._node_names = {node.name for node in self._graph if node.name}
         self._packed: dict[int, tuple[onnx_ir.Value, ...]] = {}
+        self._made: dict[onnx_ir.Node, None] = {}
 
     def make_sparse(self, layer: Layer, op: SparseOp) -> None:
         """Replace the layer's nodes by one sparse operator, with Transposes around it where it needs them."""
@@ -150,12 +166,17 @@ class _Rewriter:
         new: list[onnx_ir.Node] = []
         if layer.transpose_x:
             x = self._transpose(x, layer, new)
+        if op.x == "uint8":
+            x = self._codes(x, layer)
         inputs = [x, *self._matrix(op.matrix, base), self._bias(layer, old, base), self._residual(layer, old, new)]
+        inputs += self._shared(op, base)
+        while inputs[-1] is None and len(inputs) > 5:
+            inputs.pop()
         # Step 2. The operator, under the old node's name.
         node = onnx_ir.Node(
             DOMAIN,
-            OP_TYPE,
-            inputs if layer.epilogue.residual else inputs[:5],
+            OP_TYPE if op.y_grid is None else QUANTIZED_OP_TYPE,
+            inputs,
             _attributes(layer, op),
             name=old[0].name,
             doc_string=old[0].doc_string,
@@ -163,6 +184,9 @@ class _Rewriter:
         )
         new.append(node)
         result = node.outputs[0]
+        if op.y_grid is not None:
+            result.name = self._unique(f"{last.outputs[0].name}.quantized")
+            result = self._dequantized(result, op.y_grid, layer, new)
         if layer.transpose_y:
             result.name = self._unique(f"{last.outputs[0].name}.transposed")
             result = self._transpose(result, layer, new)
@@ -198,6 +222,62 @@ class _Rewriter:
         node.replace_input_with(index, self._initializer(f"{weight.name}.pruned", array))
         self._drop_if_unused([weight])
 
+    def round_input(self, layer: Layer, grid: Grid | None) -> None:
+        """Round the layer's X to `grid`, or each of its rows to one of its own."""
+        node, index = self._node[layer.nodes[0]], 1 - weight_index(layer)
+        x = node.inputs[index]
+        assert x is not None
+        new: list[onnx_ir.Node] = []
+        rounded = self._on_rows(x, layer, new) if grid is None else self._on_grid(x, grid, layer, new)
+        self._graph.insert_before(node, new)
+        node.replace_input_with(index, rounded)
+
+    def _on_grid(self, x: onnx_ir.Value, grid: Grid, layer: Layer, new: list[onnx_ir.Node]) -> onnx_ir.Value:
+        scale = self._initializer(f"{layer.name}.x_scale", np.array(grid.scale, dtype=np.float32))
+        zero_point = self._initializer(f"{layer.name}.x_zero_point", np.array(grid.zero_point, dtype=np.uint8))
+        codes = self._step("QuantizeLinear", [x, scale, zero_point], layer, new)
+        return self._step("DequantizeLinear", [codes, scale, zero_point], layer, new)
+
+    def _on_rows(self, x: onnx_ir.Value, layer: Layer, new: list[onnx_ir.Node]) -> onnx_ir.Value:
+        """By the extremes of each row and zero, as codegen/kernels/cpu/quantize_rows.py has it."""
+
+        def constant(value: float) -> onnx_ir.Value:
+            return self._initializer(f"{layer.name}.constant", np.array(value, dtype=np.float32))
+
+        def step(op_type: str, *inputs: onnx_ir.Value) -> onnx_ir.Value:
+            return self._step(op_type, list(inputs), layer, new)
+
+        # Step 1. The extremes: TopK, whose form is the same in all opsets.
+        zero, one, codes = constant(0), constant(1), constant(CODES)
+        count = self._initializer(f"{layer.name}.one", np.array([1], dtype=np.int64))
+        axis = -2 if layer.transpose_x else -1
+        largest, least = (self._step("TopK", [x, count], layer, new, axis=axis, largest=sign) for sign in (1, 0))
+        largest, least = step("Max", largest, zero), step("Min", least, zero)
+        # Step 2. Scale and zero point; codes, and what they stand for.
+        scale = step("Max", step("Div", step("Sub", largest, least), codes), constant(1e-30))
+        inverse = step("Div", one, scale)
+        point = step("Round", step("Sub", zero, step("Mul", least, inverse)))
+        shifted = step("Add", step("Round", step("Mul", x, inverse)), point)
+        clipped = step("Max", step("Min", shifted, codes), zero)
+        return step("Mul", step("Sub", clipped, point), scale)
+
+    def _step(
+        self, op_type: str, inputs: list[onnx_ir.Value], layer: Layer, new: list[onnx_ir.Node], **attributes: int
+    ) -> onnx_ir.Value:
+        """The first output of a new node."""
+        node = onnx_ir.Node(
+            "",
+            op_type,
+            inputs,
+            [onnx_ir.AttrInt64(key, value) for key, value in attributes.items()],
+            num_outputs=2 if op_type == "TopK" else 1,
+            name=self._unique_node(f"{layer.name}/{op_type}"),
+        )
+        for output in node.outputs:
+            output.name = self._unique(f"{layer.name}.{op_type.lower()}")
+        new.append(node)
+        return node.outputs[0]
+
     def set_bias(self, layer: Layer, bias: NDArray[np.float32]) -> None:
         """Give the layer `bias` [out] where its own stands, or could."""
         place = bias_place(layer)
@@ -218,6 +298,37 @@ class _Rewriter:
             parts = {"values": matrix.values, "indices": matrix.indices, "indptr": matrix.indptr}
             self._packed[id(matrix)] = tuple(self._initializer(f"{base}.{part}", parts[part]) for part in parts)
         return self._packed[id(matrix)]
+
+    def _shared(self, op: SparseOp, base: str) -> list[onnx_ir.Value | None]:
+        """What the values share: scales or a codebook; and the sums of codes, where products are of integers."""
+        matrix = op.matrix
+        # Scales of one group of inputs lie together: they meet vectors of outputs.
+        table = matrix.table.T if isinstance(matrix.kind, Int8) else matrix.table
+        return [
+            self._initializer(f"{base}.table", np.ascontiguousarray(table).ravel()) if table.size else None,
+            self._initializer(f"{base}.sums", matrix.sums) if op.x != "float" else None,
+        ]
+
+    def _codes(self, x: onnx_ir.Value, layer: Layer) -> onnx_ir.Value:
+        """The codes that the float32 value `x` was made of."""
+        node = x.producer()
+        if node is None or node.op_type != "DequantizeLinear" or node.inputs[0] is None:
+            raise ValueError(f"layer '{layer.name}': its input is not quantised")
+        return node.inputs[0]
+
+    def _dequantized(self, codes: onnx_ir.Value, grid: Grid, layer: Layer, new: list[onnx_ir.Node]) -> onnx_ir.Value:
+        """`codes` as float32; the node goes where every layer that follows reads the codes."""
+        codes.type = onnx_ir.TensorType(onnx_ir.DataType.UINT8)
+        scale = self._initializer(f"{layer.name}.y_scale", np.array(grid.scale, dtype=np.float32))
+        zero_point = self._initializer(f"{layer.name}.y_zero_point", np.array(grid.zero_point, dtype=np.uint8))
+        name = self._unique_node(f"{layer.name}/DequantizeLinear")
+        new.append(onnx_ir.Node("", "DequantizeLinear", [codes, scale, zero_point], name=name))
+        self._made[new[-1]] = None
+        return new[-1].outputs[0]
+
+    def drop_unread(self) -> None:
+        """Remove what only turned codes back that every reader takes as they are."""
+        self._drop_if_unused([node.outputs[0] for node in self._made])
 
     def _bias(self, layer: Layer, old: list[onnx_ir.Node], base: str) -> onnx_ir.Value | None:
         """The bias as the initialiser that it already is, or as a new one where it was folded."""
@@ -301,7 +412,8 @@ class _Rewriter:
 
 
 def _attributes(layer: Layer, op: SparseOp) -> list[onnx_ir.Attr]:
-    rows, cols = op.matrix.block
+    (rows, cols), kind = op.matrix.block, op.matrix.kind
+    grids = (("x", op.x_grid), ("y", op.y_grid))
     return [
         onnx_ir.AttrString("kernel", op.kernel),
         onnx_ir.AttrInt64("in_features", layer.in_features),
@@ -314,6 +426,10 @@ def _attributes(layer: Layer, op: SparseOp) -> list[onnx_ir.Attr]:
         onnx_ir.AttrString("activation", layer.epilogue.activation.value),
         onnx_ir.AttrFloat32("alpha", layer.epilogue.alpha),
         onnx_ir.AttrFloat32("beta", layer.epilogue.beta),
+        *([onnx_ir.AttrString("value_type", str(kind))] if kind != Floats(op.matrix.dtype) else []),
+        *([onnx_ir.AttrString("products", "int8"), onnx_ir.AttrString("x", op.x)] if op.x != "float" else []),
+        *(onnx_ir.AttrFloat32(f"{name}_scale", grid.scale) for name, grid in grids if grid is not None),
+        *(onnx_ir.AttrInt64(f"{name}_zero_point", grid.zero_point) for name, grid in grids if grid is not None),
     ]
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ...ir import Activation
-from ...ir.sparse_matrix import DTYPES
+from ...ir.values.floats import DTYPES
 from .nodes import attribute
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_ir
 
-from ...ir.sparse_matrix import DTYPES
+from ...ir.values.floats import DTYPES
 from .nodes import attribute, read_tensor
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ...ir import Epilogue, Layer, LayerKind, SparsecError
-from ...ir.sparse_matrix import DTYPES
+from ...ir.values.floats import DTYPES
 from .constants import Constants, overridable
 from .fuse import Context, as_bias, fuse
 from .nodes import attribute, operand, read_tensor

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ...ir import SparsecError
-from ...ir.sparse_matrix import DTYPES
+from ...ir.values.floats import DTYPES
 from .nodes import attribute
 from .structure import node_label
 

@@ -17,6 +17,8 @@ from ..sparse_matrix import SparseMatrix
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from ..values import Values
+
 _SYNTAX = re.compile(r"block:(\d+)x(\d+)|group:(\d+)")
 
 
@@ -75,6 +77,13 @@ class BlockPattern:
         blocks[kept] = True
         return self.expand(blocks.reshape(sizes.shape), (scores.shape[0], scores.shape[1]))
 
-    def pack(self, weight: NDArray[np.float32], dtype: str = "float32") -> SparseMatrix:
-        """Pack `weight` [out, in], rounded to `dtype`: every block that holds a weight other than zero is kept."""
-        return SparseMatrix.from_dense(weight, self, dtype)
+    def pack(
+        self,
+        weight: NDArray[np.float32],
+        dtype: str = "float32",
+        kind: Values | None = None,
+        table: NDArray[np.float32] | None = None,
+        together: int = 1,
+    ) -> SparseMatrix:
+        """Pack `weight` [out, in]: `SparseMatrix.from_dense`."""
+        return SparseMatrix.from_dense(weight, self, dtype, kind, table, together)

@@ -18,11 +18,14 @@ from hypothesis import strategies as st
 
 from sparsec.codegen.generate.cpu import generate
 from sparsec.codegen.kernels.cpu import EMITTERS
+from sparsec.codegen.kernels.cpu.abi import POINTERS
 from sparsec.codegen.kernels.cpu.schedule import Schedule
+from sparsec.codegen.kernels.cpu.weights import is_flat
 from sparsec.codegen.problem import Problem
 from sparsec.codegen.target import CpuTarget, parse_cpu
 from sparsec.codegen.tune.gpu.measure import activated
 from sparsec.ir import Activation, BlockPattern, Epilogue, SparseMatrix
+from sparsec.ir.values import Codebook, Floats, Int8, Values
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -38,6 +41,9 @@ UNTOUCHED = np.uint32(0x7FC12345)
 # float32 on either side of what a kernel may write.
 GUARD = 64
 PLAIN = Epilogue()
+FLOAT32 = Floats()
+# Those of products of floats; for integers see test_integers.py.
+KERNELS = sorted(EMITTERS.keys() - {"dots"})
 
 # ---- Kernels and data ----
 
@@ -50,6 +56,7 @@ class Code:
     shape: tuple[int, int]  # out, in
     block: tuple[int, int]
     epilogue: Epilogue = PLAIN
+    kind: Values = FLOAT32
 
     @property
     def pattern(self) -> BlockPattern:
@@ -58,7 +65,7 @@ class Code:
     @property
     def problem(self) -> Problem:
         # No kernel depends on the density: one compiled kernel serves all of them.
-        empty = SparseMatrix.from_dense(np.zeros(self.shape, dtype=np.float32), self.pattern)
+        empty = SparseMatrix.from_dense(np.zeros(self.shape, dtype=np.float32), self.pattern, kind=self.kind)
         return replace(Problem.of(empty, self.epilogue), density=0.5)
 
 
@@ -87,7 +94,7 @@ class Data:
         blocks = rng.random(code.pattern.grid(code.shape)) < work.density
         weight = rng.standard_normal(code.shape) * code.pattern.expand(blocks, code.shape)
         return cls(
-            SparseMatrix.from_dense(weight.astype(np.float32), code.pattern),
+            SparseMatrix.from_dense(weight.astype(np.float32), code.pattern, kind=code.kind),
             rng.standard_normal((work.height, inputs)).astype(np.float32),
             rng.standard_normal(out).astype(np.float32),
             rng.standard_normal((work.height, out)).astype(np.float32),
@@ -115,6 +122,15 @@ def expected(data: Data, epilogue: Epilogue) -> tuple[Array, Array]:
 
 def pointers(arrays: Sequence[Array]) -> list[Any]:
     return [ctypes.c_void_p(array.ctypes.data) for array in arrays]
+
+
+def arguments(data: Data, y: Array, scratch: Array) -> list[Array]:
+    """Everything behind a kernel's pointers, in their order."""
+    m = data.matrix
+    table = np.ascontiguousarray(m.table.T) if isinstance(m.kind, Int8) else m.table
+    parts = {"x": data.x, "values": m.values, "indices": m.indices, "indptr": m.indptr, "table": table, "y": y}
+    parts |= {"bias": data.bias, "residual": data.residual, "workspace": scratch}
+    return [parts.get(name, np.zeros(0, dtype=np.float32)) for name in POINTERS]
 
 
 def ranges(code: Code, work: Work) -> tuple[int, int, int, int]:
@@ -153,10 +169,10 @@ def check(code: Code, work: Work, call: Callable[..., Any]) -> None:
     data = Data.random(code, work)
     y, y_memory = guarded(work.height * code.shape[0])
     scratch, scratch_memory = guarded(EMITTERS[code.schedule.kernel].workspace(code.problem, code.schedule))
-    m = data.matrix
-    read = (data.x, m.values, m.indices, m.indptr, data.bias, data.residual)
+    given = arguments(data, y, scratch)
+    read = [array for array in given if array is not y and array is not scratch]
     before = [array.copy() for array in read]
-    call(*pointers((*read, y, scratch)), *ranges(code, work))
+    call(*pointers(given), *ranges(code, work))
 
     asked = requested(code, work)
     result = y.reshape(asked.shape)
@@ -226,7 +242,7 @@ WORKS = st.lists(WORK, min_size=4, max_size=6)
 EVERYTHING = [Work(height, density, seed=height) for height in (1, 2, 5, 40) for density in (0.0, 0.2, 1.0)]
 
 
-@pytest.mark.parametrize("kernel", sorted(EMITTERS))
+@pytest.mark.parametrize("kernel", KERNELS)
 def test_equals_float64(kernel: str, host: CpuTarget) -> None:
     """Any shape, block, schedule, epilogue, number of rows, density and range of rows and panels."""
 
@@ -248,8 +264,41 @@ def test_equals_float64(kernel: str, host: CpuTarget) -> None:
     property_()
 
 
+KINDS = (Floats("bfloat16"), Floats("float16"), Int8(), Int8(16), Codebook(16), Codebook(256))
+
+
+@pytest.mark.parametrize(
+    ("kernel", "kind"), [(name, kind) for name in KERNELS for kind in KINDS if name != "inputs" or is_flat(kind)]
+)
+def test_every_kind_of_values(kernel: str, kind: Values, host: CpuTarget) -> None:
+    """What is stored in fewer bits than float32, in panels of every width, whole and not."""
+    blocks = st.sampled_from([(1, 1), (1, 16), (2, 2), (3, 1), (4, 4), (8, 1), (12, 2), (16, 1), (20, 4), (32, 1)])
+
+    @settings(max_examples=3, deadline=None, derandomize=True, database=None)
+    @given(
+        st.builds(
+            Code,
+            SCHEDULES[kernel],
+            st.tuples(st.integers(1, 100), st.integers(1, 100)),
+            blocks,
+            EPILOGUES,
+            st.just(kind),
+        ),
+        WORKS,
+    )
+    @example(Code(Schedule(kernel, 8, pack=True, prefetch=8), (70, 64), (32, 1), kind=kind), EVERYTHING)
+    @example(Code(Schedule(kernel, 4, pack=True, pairs=True), (37, 50), (16, 2), Epilogue(bias=True), kind), EVERYTHING)
+    @example(Code(Schedule(kernel, 4), (21, 33), (3, 1), kind=kind), EVERYTHING)
+    def property_(code: Code, works: list[Work]) -> None:
+        call = compiled(code, host)
+        for work in works:
+            check(code, work, call)
+
+    property_()
+
+
 @pytest.mark.parametrize("activation", Activation)
-@pytest.mark.parametrize("kernel", sorted(EMITTERS))
+@pytest.mark.parametrize("kernel", KERNELS)
 def test_every_activation(kernel: str, activation: Activation, host: CpuTarget) -> None:
     alpha, beta = {Activation.CLIP: (-0.5, 0.7), Activation.LEAKY_RELU: (0.1, 0.0)}.get(activation, (1.0, 0.0))
     epilogue = Epilogue(activation, alpha, beta, bias=True, residual=True)
@@ -276,7 +325,7 @@ def test_large_tiles(host: CpuTarget) -> None:
 
 def test_parts_make_the_whole(host: CpuTarget) -> None:
     """Calls for all pairs of a range of rows and a range of panels compute Y, whatever the ranges."""
-    for kernel in EMITTERS:
+    for kernel in KERNELS:
         code = Code(Schedule(kernel, 4), (50, 30), (3, 2), Epilogue(Activation.TANH, bias=True))
         call, work = compiled(code, host), Work(21, 0.5)
         seen = np.zeros((21, 50), dtype=int)
@@ -307,7 +356,7 @@ class Fence:
 
 @pytest.mark.skipif(not hasattr(os, "fork") or platform.system() != "Linux", reason="needs fork and mprotect")
 @pytest.mark.parametrize("block", [(1, 1), (1, 5), (3, 3), (4, 4), (5, 2), (8, 8), (40, 3)], ids="{0[0]}x{0[1]}".format)
-@pytest.mark.parametrize("kernel", sorted(EMITTERS))
+@pytest.mark.parametrize("kernel", KERNELS)
 def test_reads_nothing_beyond_its_arguments(kernel: str, block: tuple[int, int], host: CpuTarget) -> None:
     """In a child process, which a read of one byte too much would kill."""
     code = Code(
@@ -319,10 +368,9 @@ def test_reads_nothing_beyond_its_arguments(kernel: str, block: tuple[int, int],
         try:
             for work in (Work(1, 0.5), Work(6, 0.3), Work(13, 1.0)):
                 data = Data.random(code, work)
-                m, y = data.matrix, np.zeros_like(data.residual)
+                y = np.zeros_like(data.residual)
                 scratch = np.zeros(EMITTERS[kernel].workspace(code.problem, code.schedule), dtype=np.float32)
-                arrays = (data.x, m.values, m.indices, m.indptr, data.bias, data.residual, y, scratch)
-                fences = [Fence(array) for array in arrays]
+                fences = [Fence(array) for array in arguments(data, y, scratch)]
                 call(*(fence.pointer for fence in fences), *ranges(code, work))
         except BaseException:
             os._exit(1)
@@ -336,7 +384,7 @@ def test_reads_nothing_beyond_its_arguments(kernel: str, block: tuple[int, int],
 def executable(code: Code, target: CpuTarget) -> Any:
     import tvm
 
-    function = EMITTERS[code.schedule.kernel].emit(code.problem, code.schedule, "kernel")
+    function = EMITTERS[code.schedule.kernel].emit(code.problem, code.schedule, "kernel", target)
     return tvm.compile(tvm.IRModule({"kernel": function}), target=target.tvm)
 
 
@@ -354,7 +402,7 @@ def supported(target: CpuTarget, host: CpuTarget) -> bool:
 
 
 @pytest.mark.parametrize("cpu", ["x86-64", "x86-64-v3", "x86-64-v4"])
-@pytest.mark.parametrize("kernel", sorted(EMITTERS))
+@pytest.mark.parametrize("kernel", KERNELS)
 def test_right_on_older_processors(kernel: str, cpu: str, host: CpuTarget) -> None:
     target = parse_cpu(cpu)
     if not supported(target, host):
@@ -365,7 +413,7 @@ def test_right_on_older_processors(kernel: str, cpu: str, host: CpuTarget) -> No
         check(code, Work(height, 0.3), call)
 
 
-@pytest.mark.parametrize("kernel", sorted(EMITTERS))
+@pytest.mark.parametrize("kernel", KERNELS)
 def test_object_for_aarch64(kernel: str) -> None:
     code = SMALL[kernel]
     made = generate(code.problem, code.schedule, parse_cpu("neoverse-n1"))

@@ -39,10 +39,10 @@ MARK = """
 #include <stdint.h>
 typedef struct { int64_t type; union { int64_t integer; void *pointer; } as; } Value;
 int __tvm_ffi_mark(void *self, const Value *a, int32_t count, Value *result) {
-    float *y = a[6].as.pointer;
-    for (int64_t row = a[8].as.integer; row < a[9].as.integer; row++)
-        for (int64_t i = a[10].as.integer * PANEL; i < a[11].as.integer * PANEL && i < N; i++)
-            y[row * N + i] = 1000 * a[8].as.integer + a[10].as.integer;
+    float *y = a[8].as.pointer;
+    for (int64_t row = a[11].as.integer; row < a[12].as.integer; row++)
+        for (int64_t i = a[13].as.integer * PANEL; i < a[14].as.integer * PANEL && i < N; i++)
+            y[row * N + i] = 1000 * a[11].as.integer + a[13].as.integer;
     return 0;
 }
 """
@@ -85,10 +85,13 @@ def tvm_object(
         values_: T.handle("float32"),
         indices_: T.handle("int32"),
         indptr_: T.handle("int32"),
+        table_: T.handle("float32"),
+        sums_: T.handle("int32"),
         bias_: T.handle("float32"),
         residual_: T.handle("float32"),
         y_: T.handle("float32"),
         workspace_: T.handle("float32"),
+        parameters_: T.handle("float32"),
         row_begin: T.int64,
         row_end: T.int64,
         panel_begin: T.int64,

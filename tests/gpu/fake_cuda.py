@@ -16,7 +16,7 @@ from sparsec.codegen.kernel import ANY_ROWS, CudaVariant, Launch
 from sparsec.codegen.problem import Problem
 from sparsec.codegen.tune.gpu import device, measure
 from sparsec.ir import BlockPattern, SparseMatrix
-from sparsec.ir.sparse_matrix import DTYPES
+from sparsec.ir.values.floats import DTYPES, Floats
 
 COMPILER = shutil.which("cc")
 HOOK = ctypes.CFUNCTYPE(
@@ -108,6 +108,8 @@ def numpy_kernel(problem: Problem, spoil: Callable[[Any], None] = lambda y: None
             array("values", dtype, size),
             array("indices", np.int32, stored),
             indptr,
+            Floats(problem.dtype),
+            dtype=problem.dtype,
         )
         order = array("order", np.int32, problem.block_rows)
         assert (np.diff(np.diff(indptr)[order]) <= 0).all()

@@ -49,10 +49,10 @@ PRODUCT = """
 #include <stdint.h>
 typedef struct { int64_t type; union { int64_t integer; void *pointer; } as; } Value;
 int __tvm_ffi_product(void *self, const Value *a, int32_t count, Value *result) {
-    const float *x = a[0].as.pointer, *values = a[1].as.pointer, *bias = a[4].as.pointer;
+    const float *x = a[0].as.pointer, *values = a[1].as.pointer, *bias = a[6].as.pointer;
     const int32_t *indices = a[2].as.pointer, *indptr = a[3].as.pointer;
-    float *y = a[6].as.pointer;
-    for (int64_t row = a[8].as.integer; row < a[9].as.integer; row++)
+    float *y = a[8].as.pointer;
+    for (int64_t row = a[11].as.integer; row < a[12].as.integer; row++)
         for (int64_t i = 0; i < 50; i++) {
             float sum = bias[i];
             for (int32_t t = indptr[i / 8]; t < indptr[i / 8 + 1]; t++)

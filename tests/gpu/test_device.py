@@ -24,7 +24,8 @@ from sparsec.codegen.problem import Problem
 from sparsec.codegen.tune.gpu import device, measure
 from sparsec.codegen.tune.gpu.device import gpu_count, grid, open_device
 from sparsec.ir import Activation, BlockPattern, Epilogue, SparsecError, SparseMatrix
-from sparsec.ir.sparse_matrix import DTYPES, panel_width
+from sparsec.ir.sparse_matrix import panel_width
+from sparsec.ir.values.floats import DTYPES
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="needs a C compiler")
 ROOT = Path(__file__).parents[2]

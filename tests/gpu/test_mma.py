@@ -22,7 +22,8 @@ from sparsec.codegen.kernels.gpu.schedule import GpuSchedule
 from sparsec.codegen.problem import Problem
 from sparsec.codegen.target.cuda import TABLE, parse_cuda
 from sparsec.ir import Activation, Epilogue
-from sparsec.ir.sparse_matrix import DTYPES, panel_width
+from sparsec.ir.sparse_matrix import panel_width
+from sparsec.ir.values.floats import DTYPES
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

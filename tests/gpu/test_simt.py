@@ -22,7 +22,7 @@ from sparsec.codegen.problem import Problem
 from sparsec.codegen.target.cuda import TABLE
 from sparsec.codegen.tune.gpu.measure import activated
 from sparsec.ir import Activation, BlockPattern, Epilogue, SparseMatrix
-from sparsec.ir.sparse_matrix import DTYPES
+from sparsec.ir.values.floats import DTYPES
 
 if TYPE_CHECKING:
     from conftest import OpenCl

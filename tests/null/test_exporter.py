@@ -22,7 +22,7 @@ from sparsec.compiler.exporter.stream import write_model
 from sparsec.compiler.frontend import read
 from sparsec.compiler.frontend.activation import FORMULAS
 from sparsec.ir import Activation, BlockPattern, Program, SparsecError, SparseMatrix
-from sparsec.ir.sparse_matrix import DTYPES
+from sparsec.ir.values.floats import DTYPES, Floats
 
 PATTERN = BlockPattern(2, 2)
 ASSETS = Path(__file__).resolve().parents[2].parent / "shared" / "assets" / "models"
@@ -36,7 +36,8 @@ class SparseLinear(OpRun):  # type: ignore[misc]
 
     def _run(self, x: Any, values: Any, indices: Any, indptr: Any, bias: Any, residual: Any = None, **a: Any) -> Any:
         shape = (a["out_features"], a["in_features"])
-        weight = SparseMatrix(BlockPattern(a["block_rows"], a["block_cols"]), shape, values, indices, indptr).to_dense()
+        pattern, dtype = BlockPattern(a["block_rows"], a["block_cols"]), values.dtype.name
+        weight = SparseMatrix(pattern, shape, values, indices, indptr, Floats(dtype), dtype=dtype).to_dense()
         assert all(array is None or array.dtype == x.dtype for array in (values, bias, residual))
         y = x.astype(np.float32) @ weight.T
         y = y if bias is None else y + bias.astype(np.float32)

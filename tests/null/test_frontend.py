@@ -14,7 +14,7 @@ from onnx.reference import ReferenceEvaluator
 
 from sparsec.compiler.frontend import read
 from sparsec.ir import Activation, Layer, SparsecError
-from sparsec.ir.sparse_matrix import DTYPES
+from sparsec.ir.values.floats import DTYPES
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -18,7 +18,7 @@ from sparsec.compiler.frontend import read
 from sparsec.compiler.inspect import inspect
 from sparsec.compiler.plan import make_plan
 from sparsec.ir import Activation, SparseMatrix, parse_pattern
-from sparsec.ir.sparse_matrix import DTYPES
+from sparsec.ir.values.floats import DTYPES, Floats
 from sparsec.models.lstm_lm import lstm_lm
 from sparsec.models.mlp import ffn, mlp
 from sparsec.models.transformer import EncoderConfig, encoder
@@ -85,7 +85,9 @@ def test_a_model_from_end_to_end(name: str, dtype: str, tmp_path: Path) -> None:
         layer = plan.candidates[node.name].layer
         values, indices, indptr = (tensors[tensor] for tensor in node.input[1:4])
         assert values.dtype == tensors[node.input[4]].dtype == DTYPES[dtype]
-        stored = SparseMatrix(parse_pattern(PRUNE.pattern), layer.weight.shape, values, indices, indptr)
+        stored = SparseMatrix(
+            parse_pattern(PRUNE.pattern), layer.weight.shape, values, indices, indptr, Floats(dtype), dtype=dtype
+        )
         expected = prune_by_norm(layer.weight, parse_pattern(PRUNE.pattern), 0.8)
         np.testing.assert_array_equal(stored.to_dense(), expected)
         np.testing.assert_array_equal(tensors[node.input[4]].astype(np.float32), layer.bias)

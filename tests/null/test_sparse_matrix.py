@@ -11,7 +11,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from sparsec.ir import BlockPattern, UsageError
-from sparsec.ir.sparse_matrix import DTYPES, MAX_PANEL, panel_width
+from sparsec.ir.sparse_matrix import MAX_PANEL, panel_width
+from sparsec.ir.values.floats import DTYPES
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -11,7 +11,7 @@
 
 A vector of weights is as they lie in memory, [inputs, outputs]: 16 x 1, 4 x 4, 2 x 8 and so on. Blocks of fewer than 16
 weights share a vector where they fill it exactly; the inputs are then single loads put together, which on the
-machines at hand is faster than a gather instruction.
+machines at hand is faster than a gather instruction. For kinds of values that can be read wherever they lie.
 """
 
 from __future__ import annotations
@@ -23,9 +23,11 @@ from .blocks import Panel, each_input, each_tile
 from .lanes import WIDE, adjacent, broadcast, shuffle, zeros
 from .stage import each_group, each_vector, room
 from .store import store
+from .weights import Weights
 
 if TYPE_CHECKING:
     from ...problem import Problem
+    from ...target import CpuTarget
     from .abi import Arguments, Buffer, Expr
     from .schedule import Schedule
 
@@ -40,12 +42,12 @@ def _line(problem: Problem) -> int:
     return room(problem) + problem.panel
 
 
-def emit(problem: Problem, schedule: Schedule, symbol: str) -> Any:
+def emit(problem: Problem, schedule: Schedule, symbol: str, target: CpuTarget) -> Any:
     """The TVM function `symbol` for this problem and schedule."""
     from tvm.script.ir_builder import IRBuilder
 
     with IRBuilder() as builder, function(problem, symbol, workspace(problem, schedule)) as args:
-        each_tile(args, schedule.tile_rows, _Emitter(problem, schedule, args).tile)
+        each_tile(args, schedule.tile_rows, _Emitter(problem, schedule, args, target).tile)
     return builder.get()
 
 
@@ -57,11 +59,11 @@ class _Emitter:
         together: blocks that share a vector; more than one only where `inputs` is the whole block.
     """
 
-    def __init__(self, problem: Problem, schedule: Schedule, args: Arguments) -> None:
+    def __init__(self, problem: Problem, schedule: Schedule, args: Arguments, target: CpuTarget) -> None:
         from tvm.tirx.script import builder
 
         self.T: Any = builder
-        self.problem, self.schedule, self.args = problem, schedule, args
+        self.problem, self.schedule, self.args, self.target = problem, schedule, args, target
         cols, panel = problem.block[1], problem.panel
         self.inputs = 1 << (min(cols, max(1, WIDE // panel)).bit_length() - 1)
         self.together = WIDE // (cols * panel) if WIDE % (cols * panel) == 0 else 1
@@ -124,7 +126,7 @@ class _Emitter:
         """Add inputs `first` to `first + inputs - 1` of the `blocks` blocks from t on to the sums of each row."""
         T, args, p = self.T, self.args, self.problem
         lanes = blocks * inputs * p.panel
-        weights = T.Bind(args.values[adjacent(at.values + (t * p.block[1] + first) * p.panel, lanes)])
+        weights = T.Bind(Weights(p, args, self.target, at.values, at.output).flat(t, first, 0, lanes))
         columns = [T.Bind(T.cast(args.indices[at.first + t + b], "int64") + first) for b in range(blocks)]
         whole = adjacent(T.int64(0), lanes)
         for r, target in enumerate(acc):

@@ -17,26 +17,26 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ..elementwise import activate
 from .abi import function
-from .blocks import Panel, each_input, each_tile, first_output
+from .blocks import Panel, each_input, each_tile
 from .lanes import adjacent, broadcast, shuffle, whole_lanes, zeros
 from .pack import pack_rows
-from .store import store
+from .store import store_panel
+from .weights import Weights
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import TypeAlias
 
     from ...problem import Problem
+    from ...target import CpuTarget
     from .abi import Arguments, Buffer, Expr
     from .schedule import Schedule
 
     # Where X[row of the tile, input] is: a buffer and an index.
     Locate: TypeAlias = Callable[[int, Expr], tuple[Buffer, Expr]]
 
-# float32 a cache line.
-_LINE = 16
+_LINE_BYTES = 64
 
 
 def _stride(schedule: Schedule) -> int:
@@ -49,23 +49,23 @@ def workspace(problem: Problem, schedule: Schedule) -> int:
     return _stride(schedule) * problem.in_features if schedule.pack else 0
 
 
-def emit(problem: Problem, schedule: Schedule, symbol: str) -> Any:
+def emit(problem: Problem, schedule: Schedule, symbol: str, target: CpuTarget) -> Any:
     """The TVM function `symbol` for this problem and schedule."""
     from tvm.script.ir_builder import IRBuilder
 
     with IRBuilder() as builder, function(problem, symbol, workspace(problem, schedule)) as args:
-        _Emitter(problem, schedule, args).body()
+        _Emitter(problem, schedule, args, target).body()
     return builder.get()
 
 
 class _Emitter:
     """Emits one function; its methods are the loop nest from the outside in."""
 
-    def __init__(self, problem: Problem, schedule: Schedule, args: Arguments) -> None:
+    def __init__(self, problem: Problem, schedule: Schedule, args: Arguments, target: CpuTarget) -> None:
         from tvm.tirx.script import builder
 
         self.T: Any = builder
-        self.problem, self.schedule, self.args = problem, schedule, args
+        self.problem, self.schedule, self.args, self.target = problem, schedule, args, target
         self.lanes = whole_lanes(problem.panel)
         self.vectors = problem.panel // self.lanes
 
@@ -89,7 +89,7 @@ class _Emitter:
             at = Panel.locate(self.problem, args, panel)
             paired = pack and self.schedule.pairs and self.vectors == 1 and self.lanes > 1 and rows % 2 == 0
             sums = self.paired_sums(rows, at, x_at) if paired else self.sums(rows, at, x_at, prefetch_x=pack)
-            self.store(row, panel, at.output, sums)
+            store_panel(self.problem, args, row, panel, at.output, sums, self.lanes)
 
     def sums(self, size: int, at: Panel, x_at: Locate, prefetch_x: bool) -> list[list[Expr]]:
         """Emit the loop over the blocks; returns expressions [row][vector] of the sums."""
@@ -97,19 +97,19 @@ class _Emitter:
         chains = max(1, self.schedule.accumulators // (size * self.vectors))
         acc = [[[zeros(self.lanes) for _ in range(self.vectors)] for _ in range(size)] for _ in range(chains)]
         whole = adjacent(T.int64(0), self.lanes)
+        weights = Weights(p, args, self.target, at.values, at.output)
 
         def step(t: Expr, c: Expr, chain: int) -> None:
             """All rows and vectors for input c of block t."""
             column = T.cast(args.indices[at.first + t], "int64") + c
-            weights = at.values + (t * p.block[1] + c) * p.panel
-            self.prefetch(at.first + t, c, weights, x_at if prefetch_x else None)
+            self.prefetch(at.first + t, c, at.values + (t * p.block[1] + c) * p.panel, x_at if prefetch_x else None)
+            weight = [T.Bind(weights.vector(t, c, column, v * self.lanes, self.lanes)) for v in range(self.vectors)]
             for r in range(size):
                 buffer, where = x_at(r, column)
                 x = broadcast(buffer[where], self.lanes)
                 for v in range(self.vectors):
-                    weight = args.values[adjacent(weights + v * self.lanes, self.lanes)]
                     target = acc[chain][r][v]
-                    T.buffer_store(target, target[whole] + x * weight, [whole])
+                    T.buffer_store(target, target[whole] + x * weight[v], [whole])
 
         each_input(at.count, p.block[1], chains, step)
         return [
@@ -127,13 +127,13 @@ class _Emitter:
         half = lanes // 2
         acc = [[zeros(lanes) for _ in range(2)] for _ in range(size // 2)]
         whole = adjacent(T.int64(0), lanes)
+        weights = Weights(p, args, self.target, at.values, at.output)
 
         def step(t: Expr, c: Expr, chain: int) -> None:
             """All rows for input c of block t."""
             column = T.cast(args.indices[at.first + t], "int64") + c
-            weights = at.values + (t * p.block[1] + c) * p.panel
-            self.prefetch(at.first + t, c, weights, x_at)
-            row = T.Bind(args.values[adjacent(weights, lanes)])
+            self.prefetch(at.first + t, c, at.values + (t * p.block[1] + c) * p.panel, x_at)
+            row = T.Bind(weights.vector(t, c, column, 0, lanes))
             twice = [T.Bind(shuffle([row], [h * half + i // 2 for i in range(lanes)])) for h in range(2)]
             for pair in range(size // 2):
                 buffer, where = x_at(2 * pair, column)
@@ -154,39 +154,15 @@ class _Emitter:
         T, p, ahead = self.T, self.problem, self.schedule.prefetch
         if not ahead:
             return
-        places = [(self.args.values, weights + ahead * p.panel + line) for line in range(0, p.panel, _LINE)]
+        # A byte may hold two values.
+        a_line, a_place = _LINE_BYTES * 8 // p.values.bits, p.values.dtype.itemsize * 8 // p.values.bits
+        weights = weights + ahead * p.panel
+        places = [
+            (self.args.values, T.truncdiv(weights + line, T.int64(a_place))) for line in range(0, p.panel, a_line)
+        ]
         if x_at is not None:
             # Whole blocks ahead, but within the array of indices.
             later = T.min(block + max(1, ahead // p.block[1]), self.last_block)
             places.append(x_at(0, T.cast(self.args.indices[later], "int64") + c))
         for buffer, where in places:
             T.evaluate(T.call_llvm_intrin("void", "llvm.prefetch.p0", T.address_of(buffer[where]), 0, 3, 1))
-
-    def store(self, row: Expr, panel: Expr, output: Expr, sums: list[list[Expr]]) -> None:
-        """Y[row + r, output + v] = epilogue(sums[r][v])."""
-        T, p = self.T, self.problem
-        if p.block[0] % p.panel == 0 and p.out_features % p.block[0] == 0:
-            store(p, self.args, row, output, sums, self.lanes)
-            return
-        # The panel may stick out of its block row or of the matrix.
-        valid = T.min(first_output(p, panel + 1), T.int64(p.out_features)) - output
-        with T.If(valid == p.panel):
-            with T.Then():
-                store(p, self.args, row, output, sums, self.lanes)
-            with T.Else():
-                self.store_part(row, output, valid, sums)
-
-    def store_part(self, row: Expr, output: Expr, valid: Expr, sums: list[list[Expr]]) -> None:
-        """The same through a small buffer, element by element: nothing beyond `valid` outputs is read or written."""
-        T, args, n, epilogue = self.T, self.args, self.problem.out_features, self.problem.epilogue
-        part = T.alloc_buffer((self.problem.panel,))
-        for r, vectors in enumerate(sums):
-            for v, value in enumerate(vectors):
-                T.buffer_store(part, value, [adjacent(T.int64(v * self.lanes), self.lanes)])
-            with T.serial(valid) as i:
-                at = (row + r) * n + output + i
-                T.buffer_store(args.y, part[i] + args.bias[output + i] if epilogue.bias else part[i], [at])
-        with T.serial(T.int64(len(sums))) as r, T.serial(valid) as i:
-            at = (row + r) * n + output + i
-            value = activate(args.y[at], epilogue, 1)
-            T.buffer_store(args.y, value + args.residual[at] if epilogue.residual else value, [at])

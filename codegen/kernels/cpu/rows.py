@@ -26,9 +26,11 @@ from .lanes import WIDE, adjacent, broadcast, shuffle, transpose, whole_lanes, z
 from .pack import pack_rows
 from .stage import each_group, each_vector, room, width
 from .store import store
+from .weights import Weights
 
 if TYPE_CHECKING:
     from ...problem import Problem
+    from ...target import CpuTarget
     from .abi import Arguments, Expr
     from .schedule import Schedule
 
@@ -41,16 +43,16 @@ def workspace(problem: Problem, schedule: Schedule) -> int:
     return schedule.tile_rows * (problem.in_features + room(problem))
 
 
-def emit(problem: Problem, schedule: Schedule, symbol: str) -> Any:
+def emit(problem: Problem, schedule: Schedule, symbol: str, target: CpuTarget) -> Any:
     """The TVM function `symbol` for this problem and schedule."""
     from tvm.script.ir_builder import IRBuilder
 
     with IRBuilder() as builder, function(problem, symbol, workspace(problem, schedule)) as args:
-        _each_tile(problem, schedule, args)
+        _each_tile(problem, schedule, args, target)
     return builder.get()
 
 
-def _each_tile(problem: Problem, schedule: Schedule, args: Arguments) -> None:
+def _each_tile(problem: Problem, schedule: Schedule, args: Arguments, target: CpuTarget) -> None:
     """All rows of the call: tiles of `tile_rows`, of which the last may lack rows.
 
     Where it would lack half of them and more, the rest of the rows are done in small tiles instead.
@@ -60,21 +62,21 @@ def _each_tile(problem: Problem, schedule: Schedule, args: Arguments) -> None:
     size, rows = schedule.tile_rows, args.row_end - args.row_begin
     lacking = size // 2 - 1 if size > _SMALL_TILE else size - 1
     large = T.Bind(T.truncdiv(rows + lacking, T.int64(size)))
-    _Emitter(problem, schedule, args, size).tiles(args.row_begin, large)
+    _Emitter(problem, schedule, args, target, size).tiles(args.row_begin, large)
     if size > _SMALL_TILE:
         rest = T.Bind(args.row_begin + T.min(large * size, rows))
         small = T.ceildiv(args.row_end - rest, T.int64(_SMALL_TILE))
-        _Emitter(problem, schedule, args, _SMALL_TILE).tiles(rest, small)
+        _Emitter(problem, schedule, args, target, _SMALL_TILE).tiles(rest, small)
 
 
 class _Emitter:
     """Emits the code for tiles of one size; its methods are the loop nest from the outside in."""
 
-    def __init__(self, problem: Problem, schedule: Schedule, args: Arguments, rows: int) -> None:
+    def __init__(self, problem: Problem, schedule: Schedule, args: Arguments, target: CpuTarget, rows: int) -> None:
         from tvm.tirx.script import builder
 
         self.T: Any = builder
-        self.problem, self.args, self.rows = problem, args, rows
+        self.problem, self.args, self.target, self.rows = problem, args, target, rows
         self.lanes = whole_lanes(self.rows)
         self.vectors = self.rows // self.lanes
         self.width = width(problem)
@@ -106,13 +108,15 @@ class _Emitter:
             [[zeros(self.lanes) for _ in range(self.vectors)] for _ in range(self.width)] for _ in range(self.chains)
         ]
         whole = adjacent(T.int64(0), self.lanes)
+        weights = Weights(p, args, self.target, at.values, at.output)
 
         def step(t: Expr, c: Expr, chain: int) -> None:
             """All outputs and rows for input c of block t."""
-            packed = (T.cast(args.indices[at.first + t], "int64") + c) * self.rows
+            column = T.Bind(T.cast(args.indices[at.first + t], "int64") + c)
+            packed = column * self.rows
             x = [T.Bind(args.workspace[self.vector(packed, v)]) for v in range(self.vectors)]
             for r in range(self.width):
-                weight = T.Bind(broadcast(args.values[at.values + (t * p.block[1] + c) * p.panel + r], self.lanes))
+                weight = T.Bind(broadcast(weights.vector(t, c, column, r, 1), self.lanes))
                 for v in range(self.vectors):
                     target = acc[chain][r][v]
                     T.buffer_store(target, target[whole] + x[v] * weight, [whole])

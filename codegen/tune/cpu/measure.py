@@ -33,12 +33,16 @@ class Workload:
         blocks = rng.random(pattern.grid(shape)) < problem.density
         weight = rng.standard_normal(shape).astype(np.float32) * pattern.expand(blocks, shape)
         self.problem, self.rows, self.threads = problem, rows, threads
-        self.matrix = SparseMatrix.from_dense(weight, pattern)
-        self.x = _aligned(rng.standard_normal((rows, problem.in_features)).astype(np.float32))
+        self.matrix = SparseMatrix.from_dense(weight, pattern, kind=problem.kind, together=problem.together)
+        x = rng.standard_normal((rows, problem.in_features)).astype(np.float32)
+        self.x = _aligned(rng.integers(0, 256, x.shape, dtype=np.uint8) if problem.x == "uint8" else x)
         self.values = _aligned(self.matrix.values)
+        self.sums = np.zeros(problem.out_features, dtype=np.int32)
         self.bias = np.zeros(problem.out_features, dtype=np.float32)
         self.residual = np.zeros((rows, problem.out_features), dtype=np.float32)
-        self.y = _aligned(np.zeros((rows, problem.out_features), dtype=np.float32))
+        y = np.zeros((rows, problem.out_features), dtype=np.float32)
+        self.y = _aligned(y.astype(np.uint8) if problem.y == "uint8" else y)
+        self.parameters = np.ones(5, dtype=np.float32)
 
     def seconds(self, schedule: Schedule, target: CpuTarget) -> float:
         """The least time of one thread's share; infinite where the schedule does not compile for this problem."""
@@ -48,8 +52,8 @@ class Workload:
         assert code.call is not None, "only code for this machine can be timed"
         workspace = _aligned(np.empty(code.workspace, dtype=np.float32))
         weight = self.matrix
-        arrays: list[NDArray[Any]] = [self.x, self.values, weight.indices, weight.indptr]
-        arrays += [self.bias, self.residual, self.y, workspace]
+        arrays: list[NDArray[Any]] = [self.x, self.values, weight.indices, weight.indptr, weight.table, self.sums]
+        arrays += [self.bias, self.residual, self.y, workspace, self.parameters]
         pointers = [ctypes.c_void_p(array.ctypes.data) for array in arrays]
         return _least_time(code.call, pointers, self.share(schedule))
 
@@ -73,11 +77,11 @@ class Workload:
         return tasks[:: self.threads]
 
 
-def _aligned(array: NDArray[np.float32]) -> NDArray[np.float32]:
+def _aligned(array: NDArray[Any]) -> NDArray[Any]:
     """A copy that begins with a cache line, as ONNX Runtime's and the operator's buffers do."""
     room = np.empty(array.nbytes + 64, dtype=np.uint8)
     start = -room.ctypes.data % 64
-    copy = room[start : start + array.nbytes].view(np.float32).reshape(array.shape)
+    copy = room[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
     copy[...] = array
     return copy
 

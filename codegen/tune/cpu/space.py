@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ...kernels.cpu.schedule import Schedule
+from ...kernels.cpu.weights import is_flat
 
 if TYPE_CHECKING:
     from ...problem import Problem
@@ -28,8 +29,11 @@ _TILE_BYTES = 512 << 10
 
 def candidates(problem: Problem, target: CpuTarget, rows: int) -> list[Schedule]:
     """Schedules for `rows` rows of X, the first being what fits most machines."""
+    if problem.integers:
+        return _integers(problem, target, rows)
     if problem.block[0] < _NARROW:
-        return _narrow(problem, target, rows)
+        found = _narrow(problem, target, rows)
+        return found if is_flat(problem.values) else [one for one in found if one.kernel != "inputs"]
     if rows <= ROW_CLASSES[0]:
         return [
             Schedule("outputs", 1, prefetch=8),
@@ -62,6 +66,20 @@ def _narrow(problem: Problem, target: CpuTarget, rows: int) -> list[Schedule]:
         found = [Schedule("rows", tile) for tile in tiles if tile <= 32]
         return [*found, *([Schedule("inputs", few)] if adjacent else [])]
     return [Schedule("rows", tile) for tile in tiles]
+
+
+def _integers(problem: Problem, target: CpuTarget, rows: int) -> list[Schedule]:
+    """Products of 8-bit integers: tiles always are packed, being quantised on the way."""
+    if rows <= ROW_CLASSES[0]:
+        return [Schedule("dots", 1), Schedule("dots", 1, accumulators=16)]
+    # Beside the sums: a panel's weights, and two inputs on their way.
+    vectors = -(-problem.panel // target.lanes)
+    most = max(1, min(16, (_registers(target) - vectors - 2) // vectors))
+    tiles = [tile for tile in dict.fromkeys((most, min(rows, most), 8, 12)) if 1 <= tile <= most]
+    tiles.sort(key=lambda tile: -(-rows // tile) * (tile + 1.5))
+    parts = 2 if rows < 4 * most else 1
+    found = [Schedule("dots", tile, parts_per_thread=parts) for tile in tiles]
+    return [*found, *([replace(found[0], parts_per_thread=1)] if parts > 1 else [])]
 
 
 def _few_wide(problem: Problem, target: CpuTarget) -> list[Schedule]:

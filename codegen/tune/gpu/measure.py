@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ....ir import Activation, BlockPattern, SparsecError, SparseMatrix
-from ....ir.sparse_matrix import DTYPES, SWIZZLED_PANEL
+from ....ir.sparse_matrix import SWIZZLED_PANEL
+from ....ir.values.floats import DTYPES, Floats
 from ...kernel import ANY_ROWS, CudaVariant, Launch
 from .device import Buffer, Device, Event, open_device
 
@@ -300,7 +301,10 @@ def random_matrix(problem: Problem, seed: int = 0) -> SparseMatrix:
         stream = weight.reshape(-1, problem.panels, problem.panel).transpose(1, 0, 2).astype(DTYPES[problem.dtype])
         values.append(_interchanged(stream).ravel())
     indices = starts[np.nonzero(kept)[1]].astype(np.int32)
-    return SparseMatrix(BlockPattern(rows, cols), (out, inputs), np.concatenate(values), indices, indptr)
+    dtype = problem.dtype
+    return SparseMatrix(
+        BlockPattern(rows, cols), (out, inputs), np.concatenate(values), indices, indptr, Floats(dtype), dtype=dtype
+    )
 
 
 def product(x: NDArray[np.float64], matrix: SparseMatrix) -> NDArray[np.float64]:

@@ -1,0 +1,120 @@
+"""Sums of four products of unsigned and signed 8-bit integers in int32, with the instructions that a target has."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from .lanes import adjacent, broadcast
+
+if TYPE_CHECKING:
+    from ...target import CpuTarget
+    from .abi import Buffer, Expr
+
+# By lanes of int32.
+_VNNI = {16: "llvm.x86.avx512.vpdpbusd.512", 8: "llvm.x86.avx512.vpdpbusd.256", 4: "llvm.x86.avx512.vpdpbusd.128"}
+_MADD = {16: "llvm.x86.avx512.pmaddw.d.512", 8: "llvm.x86.avx2.pmadd.wd", 4: "llvm.x86.sse2.pmadd.wd"}
+
+
+@dataclass(frozen=True)
+class Dot:
+    """Accumulates acc[i] += sum over j < 4 of x[j] * w[i, j], for `lanes` outputs i; exact.
+
+    Attributes:
+        lanes: outputs a vector.
+        instruction: "vpdpbusd" (AVX-512 VNNI and AVX-VNNI), "pmaddwd" (every x86-64: products of 16 bits, so that
+            nothing saturates as in `pmaddubsw`), or "" for plain arithmetic.
+    """
+
+    lanes: int
+    instruction: str
+
+    @classmethod
+    def of(cls, target: CpuTarget, lanes: int) -> Dot:
+        """The best that `target` has for vectors of at most `lanes` outputs."""
+        if target.arch != "x86_64" or lanes < 4:
+            return cls(lanes, "")
+        lanes = min(lanes, target.lanes)
+        if "avx512vnni" in target.requires or ("avxvnni" in target.requires and lanes <= 8):
+            return cls(lanes, "vpdpbusd")
+        # 32 products of 16 bits need AVX-512 BW.
+        return cls(lanes if "avx512bw" in target.requires else min(lanes, 8), "pmaddwd")
+
+    def zeros(self) -> Buffer:
+        """Sums in a register."""
+        from tvm.tirx.script import builder as T
+
+        buffer = T.alloc_buffer((self.lanes,), "int32")
+        T.buffer_store(buffer, broadcast(T.int32(0), self.lanes), [self._all])
+        return buffer
+
+    def weights(self, codes: Expr) -> tuple[Expr, ...]:
+        """Operands from 4 * `lanes` int8, four inputs of an output adjacent."""
+        from tvm.tirx.script import builder as T
+
+        if self.instruction == "vpdpbusd":
+            return (T.Bind(codes),)
+        return self._split(T.Bind(self._as(codes)), signed=True)
+
+    def inputs(self, four: Expr) -> tuple[Expr, ...]:
+        """Operands from four uint8 in an int32, for all lanes."""
+        from tvm.tirx.script import builder as T
+
+        if self.instruction == "vpdpbusd":
+            return (T.Bind(T.reinterpret(f"int8x{4 * self.lanes}", broadcast(four, self.lanes))),)
+        return self._split(T.Bind(self._as(broadcast(four, self.lanes))), signed=False)
+
+    def accumulate(self, acc: Buffer, x: tuple[Expr, ...], w: tuple[Expr, ...]) -> None:
+        """Emit the sum."""
+        from tvm.tirx.script import builder as T
+
+        value = acc[self._all]
+        if self.instruction == "vpdpbusd":
+            value = T.call_llvm_intrin(self._type, _VNNI[self.lanes], value, x[0], w[0])
+        else:
+            for a, b in zip(x, w, strict=True):
+                value = value + (
+                    T.call_llvm_intrin(self._type, _MADD[self.lanes], a, b) if self.instruction == "pmaddwd" else a * b
+                )
+        T.buffer_store(acc, value, [self._all])
+
+    def total(self, chains: list[Buffer]) -> Expr:
+        """The sum of several sums."""
+        return sum((chain[self._all] for chain in chains[1:]), chains[0][self._all])
+
+    @property
+    def _type(self) -> str:
+        return f"int32x{self.lanes}" if self.lanes > 1 else "int32"
+
+    @property
+    def _all(self) -> Any:
+        from tvm.tirx.script import builder as T
+
+        return adjacent(T.int64(0), self.lanes)
+
+    def _as(self, value: Expr) -> Expr:
+        """The same bits as vectors of 16 or 32 bits."""
+        from tvm.tirx.script import builder as T
+
+        return T.reinterpret(f"int16x{2 * self.lanes}" if self.instruction else self._type, value)
+
+    def _split(self, value: Expr, signed: bool) -> tuple[Expr, ...]:
+        """Each byte of every lane extended to 16 bits (two at a time, in the same place), or to 32."""
+        from tvm.tirx.script import builder as T
+
+        bits, lanes = (16, 2 * self.lanes) if self.instruction else (32, self.lanes)
+        kind = "int" if signed else "uint"
+
+        def const(n: int) -> Expr:
+            return broadcast(T.Cast(f"{kind}{bits}", T.int32(n)), lanes)
+
+        if not signed:
+            value = T.reinterpret(f"uint{bits}x{lanes}" if lanes > 1 else f"uint{bits}", value)
+        parts = []
+        for byte in range(bits // 8):
+            # To the top, and back down with the sign or with zeros.
+            top = T.shift_left(value, const(bits - 8 - 8 * byte))
+            part = T.shift_right(top, const(bits - 8))
+            signed_type = f"int{bits}x{lanes}" if lanes > 1 else f"int{bits}"
+            parts.append(T.Bind(part if signed else T.reinterpret(signed_type, part)))
+        return tuple(parts)
