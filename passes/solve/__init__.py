@@ -3,6 +3,7 @@
 from .least_squares import Moments, refit
 from .methods import AUTO, METHODS, SECONDS, choose, solve, solve_all
 from .problem import Problem
+from .rounding import round_weights
 from .statistics import Statistics, error
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "choose",
     "error",
     "refit",
+    "round_weights",
     "solve",
     "solve_all",
 ]
