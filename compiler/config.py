@@ -11,15 +11,15 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from ..ir import UsageError, parse_pattern
-from ..ir.values import Floats, Values, parse_values
+from ..ir.values import Floats, Int8, Values, parse_values
 from ..passes.solve import AUTO, METHODS
 from .calibration.metrics import Drop, parse_drop
 from .calibration.ranges import METHODS as RANGES
 
 # Layers with fewer weights than this are too small for a sparse operator to pay.
 TINY_WEIGHTS = 16_384
-# The pattern where "auto" finds no better one: one vector of outputs.
-PATTERN = "group:16"
+# The pattern where "auto" finds no better one: one vector of outputs; where products are of integers, four inputs deep.
+PATTERN, INTEGER_PATTERN = "group:16", "block:16x4"
 
 
 class Tune(str, Enum):
@@ -39,8 +39,9 @@ class CompileConfig(BaseModel):
         layer_sparsity: exceptions by layer name or glob, in order; the last that matches counts. A layer that is named
             here is pruned even where the defaults would leave it (the model's last layer, tiny ones).
         pattern: the shape of sparsity that pruning makes: "block:RxC" or "group:g"; with `calib` several, separated by
-            commas, of which each layer gets one. "auto" is `PATTERN`; with `speedup` or `max_drop` the narrowest groups
-            that this machine runs nearly as fast as the fastest. Zeros that are already there keep their own shape.
+            commas, of which each layer gets one. "auto" is `PATTERN`, or `INTEGER_PATTERN`; with `speedup` or
+            `max_drop` the narrowest that this machine runs nearly as fast as the fastest. Zeros that are already there
+            keep their own shape.
         values: what the weights of sparse operators are stored as: "fp32", "bf16", "fp16", "int8", "int8:G",
             "codebook16" or "codebook256"; layers of 16-bit models keep their type.
         activations: with int8 values, in patterns with a multiple of 4 inputs a block: "float" multiplies X as it is,
@@ -149,8 +150,15 @@ class CompileConfig(BaseModel):
 
     @property
     def patterns(self) -> tuple[str, ...]:
-        """One or more; `PATTERN` as long as "auto" has not been decided."""
-        return (PATTERN,) if self.pattern == AUTO else tuple(self.pattern.split(","))
+        """One or more; a default as long as "auto" has not been decided."""
+        if self.pattern != AUTO:
+            return tuple(self.pattern.split(","))
+        return (INTEGER_PATTERN if self.multiplies_integers else PATTERN,)
+
+    @property
+    def multiplies_integers(self) -> bool:
+        """Whether products are of integers where the pattern allows."""
+        return self.kind == Int8() and self.activation_format != "float"
 
     @property
     def kind(self) -> Values:

@@ -64,6 +64,11 @@ def make_context(config: CompileConfig, folder: Path, progress: Progress) -> Con
     """
     target = parse_target("cuda" if config.target == "auto" and has_gpu() else config.target)
     machine = find_machine(target, config.thread_count)
+    if target.cuda and config.quantizes:
+        raise UsageError(
+            f"--values {config.values}: sparse operators for GPUs keep the model's own type so far; leave it out, or "
+            "compile for a CPU (--target cpu)"
+        )
     if config.budgeted and not target.cuda and machine is None:
         raise UsageError(
             f"--speedup and --max-drop need times, and {target} is not this machine: compile there, or give --sparsity"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnxruntime
@@ -17,6 +17,8 @@ from .runtime import Comparison, numpy_dtype
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
+
+    from numpy.typing import NDArray
 
     from ..codegen.target import Target
     from ..codegen.tune import Database, Tuned
@@ -62,7 +64,7 @@ def compare_layer(
     timings = []
     for batch in workload.batches:
         shape = workload.shapes[batch][layer.name]
-        nodes = ",".join(node.op_type for node in layer.nodes)
+        nodes = ",".join(node.op_type for node in layer.nodes) + layer.coded
         key = (
             f"{op.kernel} blocks {op.matrix.blocks} x {list(shape)} {nodes} {layer.transpose_x:d}{layer.transpose_y:d} "
             f"threads {bench.threads} {bench.target} code {code_version()} onnxruntime {onnxruntime.__version__}"
@@ -86,11 +88,16 @@ def _compare_layer(
     for chosen in (None, op):
         model = layer_model(program, candidate.layer, shape, chosen)
         sessions.append(bench.machine.open(session_source(model, bench.folder), bench.library))
-    feeds = {
-        value.name: rng.standard_normal(value.shape).astype(numpy_dtype(value.type))
-        for value in sessions[0].get_inputs()
-    }
+    feeds = {value.name: _random(rng, value.shape, numpy_dtype(value.type)) for value in sessions[0].get_inputs()}
     return bench.machine.compare(sessions[0], sessions[1], feeds)
+
+
+def _random(rng: np.random.Generator, shape: list[int], dtype: np.dtype[Any] | None) -> NDArray[Any]:
+    """Standard normal numbers, or any codes."""
+    if dtype is not None and dtype.kind in "iu":
+        limits = np.iinfo(dtype)
+        return rng.integers(limits.min, limits.max, shape, dtype, endpoint=True)
+    return rng.standard_normal(shape).astype(dtype)
 
 
 def choose(timings: tuple[Timing, ...]) -> tuple[bool, str]:
@@ -161,6 +168,8 @@ def sparse_decision(candidate: Candidate, reason: str, timings: tuple[Timing, ..
         choice="sparse",
         reason=f"{reason}; keeps its zeros, {candidate.found}" if candidate.found else reason,
         pattern=str(matrix.pattern),
+        values=str(matrix.kind),
+        inputs=candidate.x,
         zeros_before=layer.zeros,
         zeros_after=float((matrix.to_dense() == 0).mean()),
         bytes_dense=layer.nbytes,

@@ -350,7 +350,10 @@ def _measure(
         bench = dataclasses.replace(bench, library=context.folder / "linked.so")
         build_library(distinct_kernels(tuned.values()), bench.library, context.target.cpu.requires)
         model_timings = compare_models(program, {name: ops[name] for name in stay}, workload, bench)
-        decisions |= {name: dataclasses.replace(decisions[name], schedule=_words(tuned[name])) for name in changed}
+        decisions |= {
+            name: dataclasses.replace(decisions[name], schedule=_words(tuned[name]), inputs=one.x)
+            for name, one in changed.items()
+        }
     for name in gains.keys() - stay:
         taken_back = f"{decisions[name].reason} by itself, but the whole model was slower with it"
         decisions[name] = dataclasses.replace(

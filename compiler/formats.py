@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 from ..ir import parse_pattern
 from ..ir.sparse_matrix import DOT_INPUTS
 from ..ir.values import Floats, Int8
+from ..passes.solve import AUTO
+from .config import INTEGER_PATTERN
 
 if TYPE_CHECKING:
     import numpy as np
@@ -36,16 +38,19 @@ def pack(
         weight: [out, in] float32.
         pattern: as text.
         config: kinds of values and activations.
-        table: what goes with `weight` where it lies on the grid of its kind.
+        table: what goes with `weight` where it lies on the grid of its kind; None for that of the layer, or a new one.
     """
     shape = parse_pattern(pattern)
     kind, x = values_of(layer, config), activations(layer, shape, config)
+    table = layer.table if table is None else table
     together = DOT_INPUTS if x != "float" else 1
     return shape.pack(weight, layer.dtype, kind, table, together), x
 
 
 def values_of(layer: Layer, config: CompileConfig) -> Values:
-    """What its weight is stored as: only float32 layers have a choice."""
+    """What its weight is stored as: codes stay what they are, and of the others only those of float32 have a choice."""
+    if layer.values is not None:
+        return layer.values
     return config.kind if layer.dtype == "float32" else Floats(layer.dtype)
 
 
@@ -56,4 +61,13 @@ def activations(layer: Layer, pattern: Pattern, config: CompileConfig) -> str:
     fits = cols % DOT_INPUTS == 0 and inputs % DOT_INPUTS == 0 and rows >= _LEAST_ROWS and inputs < MAX_INPUTS
     if not fits or values_of(layer, config) != Int8():
         return "float"
+    if layer.x_grid is not None and config.activations != "float":
+        # What was rounded to signed codes is rounded again, to the same numbers.
+        return "static" if layer.x_codes is None else "uint8"
     return config.activation_format
+
+
+def pattern_of(layer: Layer, config: CompileConfig) -> str:
+    """The pattern that pruning without data makes: where X arrives as codes, one in which they can be multiplied."""
+    quantised = layer.values is not None and layer.x_grid is not None
+    return INTEGER_PATTERN if quantised and config.pattern == AUTO else config.patterns[0]

@@ -25,7 +25,7 @@ def make_kernels(
     problems: dict[str, tuple[Problem, tuple[int, ...]]] = {}
     for name, candidate in candidates.items():
         rows = tuple(dict.fromkeys(workload.rows(candidate.layer.name, batch) for batch in workload.batches))
-        y = "float" if candidate.y_grid is None else "uint8"
+        y = "float" if candidate.y_grid is None and candidate.layer.y_codes is None else "uint8"
         problem = Problem.of(candidate.matrix, candidate.layer.epilogue, candidate.x, y)
         problems[name] = (problem if density is None else replace(problem, density=density), rows)
     distinct = dict.fromkeys(problems.values())
@@ -40,7 +40,10 @@ def make_kernels(
 def sparse_op(candidate: Candidate, tuned: Tuned, context: Context) -> SparseOp:
     """The operator that runs the kernel."""
     c, threads = candidate, context.config.thread_count
-    return SparseOp(c.matrix, tuned.kernel.name, threads, c.x, c.x_grid, c.y_grid)
+    # A grid that X lies on already rounds nothing.
+    x_grid = (c.layer.x_grid or c.x_grid) if c.x in ("static", "uint8") else None
+    y_grid = c.y_grid if c.layer.y_codes is None else c.layer.y_grid
+    return SparseOp(c.matrix, tuned.kernel.name, threads, c.x, x_grid, y_grid)
 
 
 def distinct_kernels(tuned: Iterable[Tuned]) -> tuple[Kernel, ...]:

@@ -13,7 +13,7 @@ from ..ir import Layer, LayerKind, SparseMatrix, UsageError, parse_pattern
 from ..passes.prune import find_pattern, prune_by_norm
 from ..passes.prune.keep import LEAST_ZEROS
 from .config import TINY_WEIGHTS
-from .formats import pack
+from .formats import pack, pattern_of
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 # Operators between a classifier's last layer and the model's output.
 _AFTER_LAST = frozenset(
     {"Softmax", "LogSoftmax", "Sigmoid", "ArgMax", "TopK", "Reshape", "Flatten", "Squeeze", "Identity", "Cast", "Add"}
+    | {"QuantizeLinear", "DequantizeLinear"}
 )
 
 
@@ -42,8 +43,8 @@ class Candidate:
         pruned: whether sparsec set weights to zero.
         found: what the zeros that were already there look like, "" where sparsec chose them.
         x: how its kernel is given X, as in `codegen.problem.Problem`.
-        x_grid: of X, where `x` is "static" or "uint8".
-        y_grid: that Y is rounded to; None for floats.
+        x_grid: of X, where `x` is "static" or "uint8"; None for that of the layer.
+        y_grid: that Y is rounded to; None for that of the layer, or floats.
     """
 
     layer: Layer
@@ -109,7 +110,7 @@ def make_plan(program: Program, config: CompileConfig, target: Target | None = N
             candidates[layer.name] = outcome
         elif isinstance(outcome, Pruned):
             pruned[layer.name] = outcome
-            matrix, x = pack(layer, outcome.weight, config.patterns[0], config)
+            matrix, x = pack(layer, outcome.weight, pattern_of(layer, config), config)
             candidates[layer.name] = Candidate(layer, matrix, pruned=True, x=x)
         else:
             reasons[layer.name] = outcome
@@ -165,12 +166,14 @@ def _obstacle(layer: Layer, target: Target | None) -> str:
     # ONNX Runtime's CPU provider has no 16-bit products that a sparse one could be faster than.
     if not layer.obstacle and layer.dtype != "float32" and target is not None and not target.cuda:
         return f"{layer.dtype} weights; their sparse operators need a GPU (--target cuda:sm_90)"
+    if not layer.obstacle and layer.stored and target is not None and target.cuda:
+        return f"weights of {layer.stored}; their sparse operators need a CPU so far (--target cpu)"
     return layer.obstacle
 
 
 def _prune(layer: Layer, config: CompileConfig, sparsity: float) -> Pruned:
     """By norm, as long as there is no data."""
-    return Pruned(layer, sparsity, prune_by_norm(layer.weight, parse_pattern(config.patterns[0]), sparsity))
+    return Pruned(layer, sparsity, prune_by_norm(layer.weight, parse_pattern(pattern_of(layer, config)), sparsity))
 
 
 def _consider(layer: Layer, config: CompileConfig, is_last: bool, obstacle: str) -> Candidate | Pruned | str:
@@ -205,7 +208,8 @@ def _wanted_dense(layer: Layer, config: CompileConfig) -> float | None:
     """The sparsity that `prune_all` gives a layer that stays dense; None where it stays as it is."""
     sparsity, by_name = config.wanted_sparsity(layer.name)
     tiny = layer.weight.size < TINY_WEIGHTS and not by_name
-    if not sparsity or tiny or layer.zeros >= sparsity or layer.kind is LayerKind.RECURRENT or not layer.weight.size:
+    fixed = layer.fixed or layer.kind is LayerKind.RECURRENT or not layer.weight.size
+    if not sparsity or tiny or layer.zeros >= sparsity or fixed:
         return None
     return sparsity
 

@@ -34,6 +34,8 @@ class Decision:
         choice: "sparse" or "dense".
         reason: one clause in words, such as "1.2x slower at batch 128" or "a convolution; no sparse operator yet".
         pattern: as text, "" where none was tried.
+        values: what the weight is stored as, "" for dense; `inputs` is what it meets: "float", or codes of 8
+            bits that were made so ("static", "dynamic") or came so ("uint8").
         zeros_before, zeros_after: shares of the weight as it came and as it is in the artifact.
         bytes_dense, bytes_sparse: sizes of the weight; `bytes_sparse` is 0 where it was never packed.
         schedule: the kernel's schedule, "" for dense.
@@ -48,6 +50,8 @@ class Decision:
     choice: str
     reason: str
     pattern: str = ""
+    values: str = ""
+    inputs: str = ""
     zeros_before: float = 0.0
     zeros_after: float = 0.0
     bytes_dense: int = 0

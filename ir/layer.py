@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING
@@ -13,6 +14,9 @@ from .epilogue import Epilogue
 if TYPE_CHECKING:
     import onnx_ir
     from numpy.typing import NDArray
+
+    from .grid import Grid
+    from .values import Values
 
 
 class LayerKind(str, Enum):
@@ -47,6 +51,13 @@ class Layer:
             other is an obstacle.
         obstacle: why no sparse operator can take the layer's place whatever the speed ("a convolution; no sparse
             operator yet"), or "" where one can.
+        stored: ONNX's name of the codes that the weight is dequantised from, such as "int8"; "" for numbers.
+        values, table: of such a weight, where `values` holds it exactly; `table` as `values` has it.
+        x_grid: that X lies on, where it is dequantised from 8-bit codes; signed ones are the same numbers, shifted.
+        x_codes: these codes, where they are uint8 and so can be multiplied as they are.
+        y_grid: that Y is rounded to, where a QuantizeLinear to 8 bits alone reads it.
+        y_codes: what that node makes, where it is uint8: the layer covers the node, and this is its output.
+        fixed: whether the operator multiplies integers (QLinearMatMul), so that no weight can be put in.
     """
 
     name: str
@@ -63,6 +74,14 @@ class Layer:
     rank: int | None = None
     dtype: str = "float32"
     obstacle: str = ""
+    stored: str = ""
+    values: Values | None = None
+    table: NDArray[np.float32] | None = None
+    x_grid: Grid | None = None
+    x_codes: onnx_ir.Value | None = None
+    y_grid: Grid | None = None
+    y_codes: onnx_ir.Value | None = None
+    fixed: bool = False
 
     @property
     def out_features(self) -> int:
@@ -76,8 +95,19 @@ class Layer:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the weight in the graph."""
-        return self.weight.size * np.dtype(self.dtype).itemsize
+        """Bytes of the weight in the graph, without what codes share."""
+        if not self.stored:
+            return self.weight.size * np.dtype(self.dtype).itemsize
+        # The first number in the name of a type is that of its bits.
+        bits = re.search(r"\d+", self.stored)
+        return -(-self.weight.size * int(bits[0] if bits else 8) // 8)
+
+    @property
+    def coded(self) -> str:
+        """Which of its tensors are codes, for keys: ONNX Runtime then has other operators for the same nodes."""
+        sides = (("x", self.x_grid, self.x_codes), ("y", self.y_grid, self.y_codes))
+        kinds = [f" {side} {'int8' if codes is None else 'uint8'}" for side, grid, codes in sides if grid is not None]
+        return "".join([f" weight {self.stored}", *kinds]) if self.stored else ""
 
     @property
     def zeros(self) -> float:

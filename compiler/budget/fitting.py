@@ -7,10 +7,12 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ...ir import parse_pattern
-from ...passes.solve import SECONDS
+from ...ir.values import Floats
+from ...passes.solve import SECONDS, round_weights
 from ..artifact import SOLUTIONS
 from ..calibration import Samples, Trial, Weights, find_grids, gather, has_rows, open_samples, reordered, repair
 from ..exporter import session_source
+from ..formats import values_of
 from ..machine import Cpu
 from ..parallel import each
 from .cache import Cache
@@ -22,6 +24,7 @@ from .times import time_options
 
 if TYPE_CHECKING:
     from ...ir import Layer, Program
+    from ...ir.values import Values
     from ..calibration import Calibration
     from ..context import Context
     from ..machine import Machine
@@ -140,9 +143,8 @@ class Fitting:
         key = tuple(sorted(allocation.items()))
         if key not in self._sketched:
             plain = {name: self.options[name][i].weights for name, i in allocation.items()}
-            self._sketched[key] = self._better(
-                (plain, *self._compared(allocation)), self._fitted(plain), allocation=allocation
-            )
+            first = self._stored(plain) if self._kinds else (plain, *self._compared(allocation))
+            self._sketched[key] = self._better(first, self._fitted(plain), allocation=allocation)
         return self._sketched[key]
 
     def make(self, allocation: Allocation) -> Chosen:
@@ -152,7 +154,7 @@ class Fitting:
         key = tuple(sorted(allocation.items()))
         if key not in self._made:
             solved = self.solved(allocation)
-            found = [(solved, *self.judge.compare(self._model(solved))), self._fitted(solved)]
+            found = [self._stored(solved), self._fitted(solved)]
             if key in self._sketched:
                 sketch = self._sketched[key]
                 found.append((sketch.weights, sketch.error, sketch.value))
@@ -174,6 +176,24 @@ class Fitting:
             self._solved[one] = kept
             progress.advance(one[0])
         return {name: Weights(self._solved[name, i].matrix) for name, i in allocation.items()}
+
+    def _stored(self, weights: dict[str, Weights]) -> _Judged:
+        """The weights as they are stored, each layer's rounded by itself; and what became of the outputs."""
+        kinds = {name: kind for name, kind in self._kinds.items() if name in weights}
+
+        def round_layer(name: str) -> Weights:
+            dense, statistics = self.layers[name].weight, self.calibration.statistics[name][0]
+            matrix, table = round_weights(weights[name].matrix, None, dense, statistics, kinds[name])
+            return Weights(matrix, weights[name].bias, table)
+
+        rounded = {**weights, **dict(zip(kinds, each(round_layer, list(kinds), self._threads), strict=True))}
+        return rounded, *self.judge.compare(self._model(rounded))
+
+    @property
+    def _kinds(self) -> dict[str, Values]:
+        """What the weights of layers that can become sparse are stored as, where that is less than they came with."""
+        kinds = {name: values_of(layer, self.config) for name, layer in self.layers.items() if not layer.obstacle}
+        return {name: kind for name, kind in kinds.items() if kind != Floats(self.layers[name].dtype)}
 
     def score(self, allocation: Allocation) -> float | None:
         """The metric on the held-back data with each layer's weight as its option has it, not fitted to each other."""
@@ -276,7 +296,14 @@ class Fitting:
         progress = self._context.progress
         progress.start("fitting layers to each other", len(solved))
         weights = repair(
-            self.program, solved, self._seen, self._machine, self._context.folder, self._threads, progress.advance
+            self.program,
+            solved,
+            self._seen,
+            self._machine,
+            self._context.folder,
+            self._threads,
+            progress.advance,
+            kinds=self._kinds,
         )
         return weights, *self.judge.compare(self._model(weights))
 

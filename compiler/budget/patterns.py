@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from ...ir import parse_pattern
 from ...passes.prune import prune_by_norm
-from ..config import PATTERN
+from ..config import INTEGER_PATTERN, PATTERN
 from .cache import stored_pattern
 from .options import Kept, Option
 from .times import time_options
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 # From the finest on: the narrower a group, the more of the accuracy it keeps at the same share of zeros (ResNet-20 at
 # 70 %, repaired: 65.4 in groups of 16, 68.2 of 8, 78.7 of single weights), and the more often an index is read.
 GROUPS = ("group:2", "group:4", "group:8", PATTERN)
+# The same where products are of integers, four inputs at a time.
+FOURS = ("block:4x4", "block:8x4", INTEGER_PATTERN)
 # How much longer than with the fastest the layers may take: what a step of a tenth in zeros is worth around 60 %.
 SLACK = 1.25
 # The share of zeros at which they are compared.
@@ -34,7 +36,7 @@ def with_pattern(program: Program, plan: Plan, workload: Workload, context: Cont
     measured = context.machine is not None and not context.target.cuda and bool(workload.feeds)
     pattern = stored_pattern(config.solutions) if config.pick is not None else None
     if pattern is None:
-        pattern = _fastest(program, plan, workload, context) if measured else PATTERN
+        pattern = _fastest(program, plan, workload, context) if measured else config.patterns[0]
     return dataclasses.replace(context, config=config.model_copy(update={"pattern": pattern}))
 
 
@@ -46,9 +48,9 @@ def _fastest(program: Program, plan: Plan, workload: Workload, context: Context)
             groups.setdefault((layer.weight.shape, layer.epilogue), []).append(layer)
     first = [members[0] for members in groups.values()]
     if not first:
-        return PATTERN
-    taken = {}
-    for text in GROUPS:
+        return context.config.patterns[0]
+    taken, choices = {}, FOURS if context.config.multiplies_integers else GROUPS
+    for text in choices:
         pattern = parse_pattern(text)
         options: Options = {
             layer.name: (Option(text, ZEROS, Kept.of(prune_by_norm(layer.weight, pattern, ZEROS)), ZEROS, 0.0),)
@@ -61,4 +63,4 @@ def _fastest(program: Program, plan: Plan, workload: Workload, context: Context)
             for members in groups.values()
             for timing in timed[members[0].name][0].timings
         )
-    return next(text for text in GROUPS if taken[text] <= SLACK * min(taken.values()))
+    return next(text for text in choices if taken[text] <= SLACK * min(taken.values()))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ...passes.solve import Moments, refit
+from ...passes.solve import Moments, Statistics, refit, round_weights
 from ..exporter import bias_place
 from ..parallel import each
 from .gather import finite
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from ...ir import Layer, Program
+    from ...ir.values import Values
     from ..machine import Machine
     from .samples import Samples
 
@@ -39,6 +40,7 @@ def repair(
     threads: int = 1,
     done: Callable[[str], None] = lambda what: None,
     most_bytes: int = BYTES,
+    kinds: Mapping[str, Values] | None = None,
 ) -> dict[str, Weights]:
     """New values for the weights that are kept, and new biases: the dense layers' outputs from the pruned inputs.
 
@@ -54,7 +56,9 @@ def repair(
         threads: layers fitted side by side.
         done: is told each layer.
         most_bytes: of activations; runs that would take more are left out, evenly.
+        kinds: what weights are stored as, by layer name: they are rounded before the layers that follow are fitted.
     """
+    kinds = kinds or {}
     walk = Walk(program, _by_source(program, pruned), machine, folder)
     dense, current = walk.feeds({}), dict(pruned)
     runs = spread(samples.runs, most_bytes // (2 * _largest(walk, samples.runs[0], dense) or 1))
@@ -73,7 +77,7 @@ def repair(
             sums = [_added(*pair) for pair in zip(sums, new, strict=True)] if sums else new
         moments = [[_means(one) for one in groups] for groups in sums]
         todo = [(layer, found) for members, found in zip(piece.stops, moments, strict=True) for layer in members]
-        fitted = list(each(lambda one: _refit(one[0], current[one[0].name], one[1]), todo, threads))
+        fitted = list(each(lambda one: _refit(one[0], current[one[0].name], one[1], kinds), todo, threads))
         for (layer, _), better in zip(todo, fitted, strict=True):
             current[layer.name] = better
             done(layer.name)
@@ -124,15 +128,23 @@ def _means(a: Moments) -> Moments:
     return Moments(a.hessian / n, a.cross / n, a.mean / n, a.mean0 / n, a.rows)
 
 
-def _refit(layer: Layer, weights: Weights, moments: list[Moments]) -> Weights:
+def _refit(layer: Layer, weights: Weights, moments: list[Moments], kinds: Mapping[str, Values]) -> Weights:
     """Each group by itself."""
     groups = groups_of(layer)
     with_bias = bias_place(layer) is not None
     parts = zip(np.split(layer.weight, groups), np.split(weights.matrix, groups), moments, strict=True)
     results = [refit(dense, now != 0, one, with_bias, now) for dense, now, one in parts]
-    matrix = np.concatenate([weight for weight, _ in results])
+    matrix, table = np.concatenate([weight for weight, _ in results]), None
+    kind, means = kinds.get(layer.name), moments[0]
+    if kind is not None and groups == 1:
+        # What the bias makes good does not count.
+        hessian = means.hessian - np.outer(means.mean, means.mean) if with_bias else means.hessian
+        fitted = matrix
+        matrix, table = round_weights(fitted, weights.matrix != 0, fitted, Statistics.of(hessian), kind)
     if not with_bias:
-        return Weights(matrix)
+        return Weights(matrix, None, table)
     own = np.zeros(layer.out_features) if layer.bias is None else layer.bias
     shift = np.concatenate([shift for _, shift in results if shift is not None])
-    return Weights(matrix, (own + shift).astype(np.float32))
+    if table is not None:
+        shift = shift + (fitted.astype(np.float64) - matrix) @ means.mean
+    return Weights(matrix, (own + shift).astype(np.float32), table)

@@ -83,5 +83,7 @@ class Trial:
         """What flows into the layers of these names; layers with the same X share the array."""
         wanted = {name: self._open.x[name] for name in layers}
         names = list(dict.fromkeys(wanted.values()))
+        if not names:  # ONNX Runtime would take no names for all
+            return {}
         found = dict(zip(names, run_session(self._session, {**feeds, **weights}, names), strict=True))
         return {layer: found[name] for layer, name in wanted.items()}

@@ -10,6 +10,7 @@ import typer
 from .console import print_message
 from .errors import ExitCode
 from .options import (
+    Activations,
     Batch,
     Calib,
     Dim,
@@ -30,6 +31,7 @@ from .options import (
     Pick,
     PruneAll,
     Quiet,
+    Ranges,
     Samples,
     Seed,
     Sparsity,
@@ -38,6 +40,7 @@ from .options import (
     Tf32,
     Threads,
     Tune,
+    Values,
     Verbose,
     make_config,
 )
@@ -53,6 +56,9 @@ def compile_command(
     speedup: Speedup = None,
     max_drop: MaxDrop = None,
     pattern: Pattern = "auto",
+    values: Values = "fp32",
+    activations: Activations = "auto",
+    ranges: Ranges = "mse",
     prune_all: PruneAll = False,
     calib: Calib = None,
     samples: Samples = 256,
@@ -86,6 +92,9 @@ def compile_command(
         "speedup": speedup,
         "max_drop": max_drop,
         "pattern": pattern,
+        "values": values,
+        "activations": activations,
+        "ranges": ranges,
         "prune_all": prune_all,
         "calib": calib,
         "samples": samples,

@@ -47,7 +47,7 @@ def _wide(groups: Sequence[Group], timed: bool, full: bool) -> Table:
             _operator(group),
             _shape(first),
             _zeros(first),
-            lines([_choice(first), *([Text(first.pattern, "dim")] if first.pattern else [])]),
+            lines([_choice(first), *(Text(words, "dim") for words in _form(first))]),
             *(_timing_cells(_medians(group)) if timed else ()),
             Text(_reason(group)),
         )
@@ -60,7 +60,7 @@ def _narrow(groups: Sequence[Group], timed: bool, full: bool) -> Table:
     _add_timing_columns(table, timed)
     for group in groups:
         first = group[0]
-        what = [_operator(group), _shape(first), first.pattern]
+        what = [_operator(group), _shape(first), *_form(first)]
         below = (Text(" ".join(filter(None, what)), "dim"), Text.assemble(_choice(first), ": ", _reason(group)))
         table.add_row(
             Name(common_name(group), below, full), _zeros(first), *(_timing_cells(_medians(group)) if timed else ())
@@ -97,6 +97,13 @@ def _zeros(decision: Decision) -> Text:
     return Text(before) if before == after else lines([f"{before} ->", after])
 
 
+def _form(decision: Decision) -> list[str]:
+    """The pattern, and what is stored and multiplied where that is not what the model has."""
+    values = decision.values if decision.values != "fp32" else ""
+    words = f"{values} products" if decision.inputs not in ("", "float") else values
+    return [text for text in (decision.pattern, words) if text]
+
+
 def _choice(decision: Decision) -> Text:
     return Text(decision.choice, "bold green" if decision.choice == "sparse" else "bold")
 
@@ -108,7 +115,7 @@ def grouped(decisions: Sequence[Decision]) -> list[Group]:
         zeros = (percent(d.zeros_before), percent(d.zeros_after))
         batches = tuple(timing.batch for timing in d.timings)
         name, reason = re.sub(r"\d+", "#", d.layer), re.sub(r"\d[\d.,]*", "#", d.reason)
-        key = (name, d.op_type, d.shape, d.choice, d.pattern, reason, zeros, batches)
+        key = (name, d.op_type, d.shape, d.choice, *_form(d), reason, zeros, batches)
         groups.setdefault(key, []).append(d)
     return list(groups.values())
 

@@ -42,6 +42,32 @@ Pattern = Annotated[
         rich_help_panel=_WHAT,
     ),
 ]
+Values = Annotated[
+    str,
+    typer.Option(
+        metavar="KIND",
+        help="What the weights of sparse layers are stored as: fp32, bf16, fp16, int8, int8:G (a scale for each G "
+        "inputs), codebook16 or codebook256.",
+        rich_help_panel=_WHAT,
+    ),
+]
+Activations = Annotated[
+    str,
+    typer.Option(
+        metavar="FORM",
+        help="With --values int8, in patterns such as block:16x4 with a multiple of 4 inputs a block: float; static or "
+        "dynamic to multiply integers, by scales from --calib or by one a row. auto: static with --calib, else float.",
+        rich_help_panel=_WHAT,
+    ),
+]
+Ranges = Annotated[
+    str,
+    typer.Option(
+        metavar="METHOD",
+        help="How static scales follow from --calib: mse (least squared error), minmax, percentile or entropy.",
+        rich_help_panel=_WHAT,
+    ),
+]
 PruneAll = Annotated[bool, _flag("--prune-all", help="Prune layers that stay dense too, as dense zeros.", panel=_WHAT)]
 Target = Annotated[
     str,

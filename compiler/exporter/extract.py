@@ -9,6 +9,7 @@ import onnx_ir
 
 from ...ir import LayerKind, Program
 from ..frontend.constants import Constants
+from ..frontend.quantized import Coding
 from .rewrite import SparseOp, data_type, export
 
 if TYPE_CHECKING:
@@ -30,8 +31,9 @@ def layer_model(
     """A model of `layer` alone: its own nodes, or `op` in their place.
 
     Its inputs are X [*rows, in] (the last two swapped where the layer reads X transposed), and the residual, of the
-    output's shape, both of the layer's dtype; they keep their names. Dense and sparse models have the same inputs and
-    output.
+    output's shape, both of the layer's dtype; they keep their names. Where X comes of 8-bit codes, and Y becomes such,
+    the codes are input and output: ONNX Runtime then multiplies integers, as it does in the whole model. Dense and
+    sparse models have the same inputs and output.
 
     Args:
         program: what the layer was found in; it is not changed.
@@ -46,43 +48,31 @@ def layer_model(
     if layer.kind is not LayerKind.LINEAR:
         raise ValueError(f"layer '{layer.name}' is {layer.kind.value}: a model of one layer needs a linear one")
     rows = (rows,) if isinstance(rows, int) else rows
-    alone, copy = _isolate(program, replace(layer, rank=len(rows) + 1))
-    _set_shapes(alone, copy, rows)
+    alone, copy = _isolate(program, replace(layer, rank=len(rows) + 1), rows)
     ops = {} if op is None else {copy.name: op}
     weights = {} if weight is None or op is not None else {copy.name: weight}
     return export(Program(alone, (copy,)), ops, weights)
 
 
-def _isolate(program: Program, layer: Layer) -> tuple[onnx_ir.Model, Layer]:
+def _isolate(program: Program, layer: Layer, rows: tuple[int, ...]) -> tuple[onnx_ir.Model, Layer]:
     """A model of the layer's nodes and the constants they read, and the layer in terms of it."""
     constants = Constants(program.model)
-    # Step 1. Everything constant above the layer's nodes comes along; what else they read is an input.
-    nodes = set(layer.nodes)
-    inputs: dict[onnx_ir.Value, None] = {layer.x: None}
-    initializers: dict[onnx_ir.Value, None] = {}
-    pending = [value for node in layer.nodes for value in node.inputs if value is not None]
-    while pending:
-        value = pending.pop()
-        node = value.producer()
-        if node in nodes or value in inputs or value in initializers:
-            continue
-        if not constants.known(value):
-            inputs[value] = None
-        elif node is None:
-            initializers[value] = None
-        else:
-            nodes.add(node)
-            pending.extend(source for source in node.inputs if source is not None)
-    # Step 2. The nodes in their order, cloned.
-    ordered = [node for node in program.model.graph if node in nodes]
-    view = onnx_ir.GraphView(
-        tuple(inputs),
-        (layer.nodes[-1].outputs[0],),
-        nodes=ordered,
-        initializers=tuple(initializers),
-        opset_imports=program.model.graph.opset_imports,
-        name="layer",
-    )
+    # Step 1. What makes X of codes and codes of Y comes along.
+    nodes, x, y = list(layer.nodes), layer.x, layer.nodes[-1].outputs[0]
+    head = Coding.of(x.producer(), constants) if layer.x_grid is not None else None
+    signed = layer.y_grid is not None and layer.y_codes is None
+    tail = Coding.of(next(iter(y.uses())).node, constants) if signed else None
+    if head is not None and head.node.inputs[0] is not None:
+        nodes.append(head.node)
+        x = head.node.inputs[0]
+    if tail is not None:
+        nodes.append(tail.node)
+        y = tail.node.outputs[0]
+    # Step 2. And everything constant above; the nodes in their order, cloned.
+    above, initializers, inputs = _sources(nodes, x, constants)
+    ordered = [node for node in program.model.graph if node in above]
+    opsets = program.model.graph.opset_imports
+    view = onnx_ir.GraphView(inputs, (y,), nodes=ordered, initializers=initializers, opset_imports=opsets, name="layer")
     graph = view.clone()
     # Step 3. The layer's nodes and values in the clone.
     cloned = dict(zip(ordered, graph, strict=True))
@@ -90,10 +80,50 @@ def _isolate(program: Program, layer: Layer) -> tuple[onnx_ir.Model, Layer]:
     copy = replace(
         layer,
         nodes=tuple(cloned[node] for node in layer.nodes),
-        x=values[layer.x],
+        x=values[x] if head is None else cloned[head.node].outputs[0],
+        x_codes=None if layer.x_codes is None else values[x],
+        y_codes=None if layer.y_codes is None else graph.outputs[0],
         residual=None if layer.residual is None else values.get(layer.residual, _cloned_residual(layer, cloned)),
     )
+    # Step 4. Types and sizes of inputs and output.
+    floats, out = data_type(layer), onnx_ir.DataType.UINT8 if layer.y_codes is not None else data_type(layer)
+    y_shape = _turned((*rows, layer.out_features), layer.transpose_y)
+    for value in graph.inputs:
+        _set(value, floats, y_shape)
+    _set(values[x], floats if head is None else head.kind, _turned((*rows, layer.in_features), layer.transpose_x))
+    _set(graph.outputs[0], out if tail is None else tail.kind, y_shape)
     return onnx_ir.Model(graph, ir_version=program.model.ir_version), copy
+
+
+def _sources(
+    nodes: list[onnx_ir.Node], x: onnx_ir.Value, constants: Constants
+) -> tuple[set[onnx_ir.Node], tuple[onnx_ir.Value, ...], tuple[onnx_ir.Value, ...]]:
+    """The nodes with those that make their constants, their initialisers, and what else they read: `x` first."""
+    found = set(nodes)
+    inputs: dict[onnx_ir.Value, None] = {x: None}
+    initializers: dict[onnx_ir.Value, None] = {}
+    pending = [value for node in nodes for value in node.inputs if value is not None]
+    while pending:
+        value = pending.pop()
+        node = value.producer()
+        if node in found or value in inputs or value in initializers:
+            continue
+        if not constants.known(value):
+            inputs[value] = None
+        elif node is None:
+            initializers[value] = None
+        else:
+            found.add(node)
+            pending.extend(source for source in node.inputs if source is not None)
+    return found, tuple(initializers), tuple(inputs)
+
+
+def _set(value: onnx_ir.Value, kind: onnx_ir.DataType, shape: onnx_ir.Shape) -> None:
+    value.type, value.shape = onnx_ir.TensorType(kind), shape
+
+
+def _turned(shape: tuple[int, ...], swap: bool) -> onnx_ir.Shape:
+    return onnx_ir.Shape((*shape[:-2], shape[-1], shape[-2]) if swap else shape)
 
 
 def _cloned_residual(layer: Layer, cloned: dict[onnx_ir.Node, onnx_ir.Node]) -> onnx_ir.Value | None:
@@ -101,15 +131,3 @@ def _cloned_residual(layer: Layer, cloned: dict[onnx_ir.Node, onnx_ir.Node]) -> 
     node = layer.nodes[-1]
     index = next(i for i, value in enumerate(node.inputs) if value is layer.residual)
     return cloned[node].inputs[index]
-
-
-def _set_shapes(model: onnx_ir.Model, layer: Layer, rows: tuple[int, ...]) -> None:
-    """Give inputs and output their sizes."""
-
-    def turned(shape: tuple[int, ...], swap: bool) -> onnx_ir.Shape:
-        return onnx_ir.Shape((*shape[:-2], shape[-1], shape[-2]) if swap else shape)
-
-    y = turned((*rows, layer.out_features), layer.transpose_y)
-    for value in (*model.graph.inputs, *model.graph.outputs):
-        value.type, value.shape = onnx_ir.TensorType(data_type(layer)), y
-    layer.x.shape = turned((*rows, layer.in_features), layer.transpose_x)

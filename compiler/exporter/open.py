@@ -9,8 +9,8 @@ import numpy as np
 import onnx_ir
 
 from ..frontend.constants import Constants
-from ..frontend.weights import from_matrix
-from .rewrite import bias_place, bias_shape, weight_index
+from ..frontend.weights import from_matrix, weight_index
+from .rewrite import bias_place, bias_shape
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -5,6 +5,11 @@
     A = Relu(B)
     Z = Add(A, R)
 
+    A = DequantizeLinear(X)
+    V = DequantizeLinear(W)          Y = ai.sparsec.QSparseLinear <products = "int8", x = "uint8", ..>
+    H = MatMul(A, V)         ->          (X, W.values, W.indices, W.indptr, , , W.table, W.sums)
+    Y = QuantizeLinear(H)
+
 The program is never changed: the rewriting happens in a copy that shares its tensors.
 """
 
@@ -16,13 +21,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_ir
 
-from ...ir import LayerKind
 from ...ir.grid import CODES
 from ...ir.values import Floats, Int8
 from ...ir.values.floats import DTYPES
 from ..frontend.constants import OVERRIDABLE_FROM_IR, Constants, overridable
 from ..frontend.nodes import attribute, operand
-from ..frontend.weights import from_matrix
+from ..frontend.quantized import Coding
+from ..frontend.weights import from_matrix, weight_index
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -87,17 +92,12 @@ def export(
             rewriter.make_sparse(layer if bias is None else replace(layer, bias=bias), ops[layer.name])
         elif layer.name in weights:
             rewriter.set_weight(layer, weights[layer.name])
-            if layer.name in rounded and rounded[layer.name].x != "float":
+            if layer.name in rounded and rounded[layer.name].x != "float" and layer.x_grid is None:
                 rewriter.round_input(layer, rounded[layer.name].x_grid)
             if bias is not None:
                 rewriter.set_bias(layer, bias)
     rewriter.drop_unread()
     return rewriter.model
-
-
-def weight_index(layer: Layer) -> int:
-    """Which input of its first node holds the layer's weight."""
-    return 0 if layer.kind is LayerKind.LINEAR and layer.nodes[0].inputs[0] is not layer.x else 1
 
 
 def bias_place(layer: Layer) -> tuple[onnx_ir.Node, int] | None:
@@ -136,6 +136,8 @@ def _check(program: Program, ops: Mapping[str, SparseOp], weights: Mapping[str, 
             raise ValueError(f"layer '{name}' cannot be sparse: {layers[name].obstacle}")
         if shape != layers[name].weight.shape:
             raise ValueError(f"layer '{name}': shape {shape}, expected {layers[name].weight.shape}")
+        if name in ops and layers[name].y_codes is not None and ops[name].y_grid is None:
+            raise ValueError(f"layer '{name}': its output is codes, expected a grid for them")
         if name in ops and ops[name].matrix.dtype != layers[name].dtype:
             raise ValueError(f"layer '{name}': {ops[name].matrix.dtype} values, expected {layers[name].dtype}")
 
@@ -164,10 +166,10 @@ class _Rewriter:
         base = weight.name or layer.name
         # Step 1. Inputs: X turned where the operator wants it so, the packed weight, bias, residual.
         new: list[onnx_ir.Node] = []
-        if layer.transpose_x:
-            x = self._transpose(x, layer, new)
         if op.x == "uint8":
             x = self._codes(x, layer)
+        if layer.transpose_x:
+            x = self._transpose(x, layer, new)
         inputs = [x, *self._matrix(op.matrix, base), self._bias(layer, old, base), self._residual(layer, old, new)]
         inputs += self._shared(op, base)
         while inputs[-1] is None and len(inputs) > 5:
@@ -184,7 +186,7 @@ class _Rewriter:
         )
         new.append(node)
         result = node.outputs[0]
-        if op.y_grid is not None:
+        if op.y_grid is not None and layer.y_codes is None:
             result.name = self._unique(f"{last.outputs[0].name}.quantized")
             result = self._dequantized(result, op.y_grid, layer, new)
         if layer.transpose_y:
@@ -193,6 +195,8 @@ class _Rewriter:
         # Step 3. The output takes the old one's place and name; what was only there for the old nodes goes.
         self._graph.insert_after(last, new)
         _take_over(last.outputs[0], result)
+        if layer.y_codes is not None and result.type is None:
+            result.type = onnx_ir.TensorType(onnx_ir.DataType.UINT8)
         self._graph.opset_imports.setdefault(DOMAIN, VERSION)
         self._remove(old)
 
@@ -209,6 +213,11 @@ class _Rewriter:
             assert computed is not None, "the layer was found by computing it"
             shape, dtype = computed.shape, computed.dtype
         array = from_matrix(layer.nodes[0], index, matrix, shape, dtype)
+        codes = self._coded(weight, layer.nodes[0].inputs[index], array, layer)
+        if codes is not None:
+            node.replace_input_with(index, codes)
+            self._drop_if_unused([weight])
+            return
         own = len(weight.uses()) == 1 and not weight.is_graph_output()
         if tensor is not None and own:
             weight.const_value = onnx_ir.Tensor(
@@ -221,6 +230,25 @@ class _Rewriter:
         # Computed, or shared with nodes that keep the old one.
         node.replace_input_with(index, self._initializer(f"{weight.name}.pruned", array))
         self._drop_if_unused([weight])
+
+    def _coded(
+        self, weight: onnx_ir.Value, source: onnx_ir.Value | None, array: NDArray[np.generic], layer: Layer
+    ) -> onnx_ir.Value | None:
+        """`array` dequantised as the weight is, so that ONNX Runtime goes on multiplying integers.
+
+        None where the weight is not dequantised, or its codes cannot say `array` exactly.
+        """
+        old = weight.producer()
+        coding = Coding.of(None if source is None else source.producer(), Constants(self._program.model))
+        codes = None if coding is None else coding.encode(array)
+        if old is None or codes is None:
+            return None
+        inputs = [self._initializer(f"{weight.name}.pruned", codes), *old.inputs[1:]]
+        name = self._unique_node(f"{layer.name}/DequantizeLinear")
+        node = onnx_ir.Node("", "DequantizeLinear", inputs, old.attributes.values(), name=name)
+        node.outputs[0].name = self._unique(f"{weight.name}.pruned")
+        self._graph.insert_before(old, node)
+        return node.outputs[0]
 
     def round_input(self, layer: Layer, grid: Grid | None) -> None:
         """Round the layer's X to `grid`, or each of its rows to one of its own."""
@@ -310,11 +338,17 @@ class _Rewriter:
         ]
 
     def _codes(self, x: onnx_ir.Value, layer: Layer) -> onnx_ir.Value:
-        """The codes that the float32 value `x` was made of."""
+        """The codes in uint8 that the float32 value `x` was made of."""
         node = x.producer()
-        if node is None or node.op_type != "DequantizeLinear" or node.inputs[0] is None:
+        if node is not None and layer.x_grid is not None and layer.x_codes is None:
+            # Of signed codes, which the model rounded what came from uint8 to: to the same numbers.
+            rounding = None if node.inputs[0] is None else node.inputs[0].producer()
+            source = None if rounding is None else rounding.inputs[0]
+            node = None if source is None else source.producer()
+        codes = None if node is None or node.op_type != "DequantizeLinear" else node.inputs[0]
+        if codes is None:
             raise ValueError(f"layer '{layer.name}': its input is not quantised")
-        return node.inputs[0]
+        return codes
 
     def _dequantized(self, codes: onnx_ir.Value, grid: Grid, layer: Layer, new: list[onnx_ir.Node]) -> onnx_ir.Value:
         """`codes` as float32; the node goes where every layer that follows reads the codes."""

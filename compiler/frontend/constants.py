@@ -57,7 +57,7 @@ class Constants:
             elif node is None:
                 fixed = top.is_initializer() and not overridable(top, self._model)
                 self._known[top] = fixed and top.const_value is not None
-            elif not self._foldable(node):
+            elif not self.foldable(node):
                 self._known[top] = False
             else:
                 sources = [source for source in node.inputs if source is not None]
@@ -92,7 +92,8 @@ class Constants:
                 self._arrays[top] = self._compute(node)
         return self._arrays[value]
 
-    def _foldable(self, node: onnx_ir.Node) -> bool:
+    def foldable(self, node: onnx_ir.Node) -> bool:
+        """Whether `node` is one of ONNX's own operators that are computed where all they read is constant."""
         standard = node.domain == "" and node.op_identifier() not in self._model.functions
         return standard and node.op_type in _FOLDED and len(node.outputs) == 1
 

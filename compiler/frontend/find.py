@@ -15,7 +15,9 @@ from ...ir import Epilogue, Layer, LayerKind, SparsecError
 from ...ir.values.floats import DTYPES
 from .constants import Constants, overridable
 from .fuse import Context, as_bias, fuse
+from .integers import FORMS, find_integer
 from .nodes import attribute, operand, read_tensor
+from .quantized import check_zero_points, with_input_coding, with_weight_coding
 from .shapes import Shapes
 from .versions import OLDEST_BFLOAT16_OPSET, OLDEST_OPSET
 from .weights import alpha, is_exact, to_matrix
@@ -38,8 +40,8 @@ def find_layers(model: onnx_ir.Model) -> tuple[Layer, ...]:
     names: set[str] = set()
     opset = model.opset_imports.get("", OLDEST_OPSET)
     for node in model.graph:
-        finder = FINDERS.get(node.op_type)
-        if finder is None or node.domain != "" or node.op_identifier() in model.functions:
+        finder = FINDERS.get((node.domain, node.op_type))
+        if finder is None or node.op_identifier() in model.functions:
             continue
         layer = finder(node, context)
         if layer is None:
@@ -47,6 +49,8 @@ def find_layers(model: onnx_ir.Model) -> tuple[Layer, ...]:
         oldest = OLDEST_BFLOAT16_OPSET if layer.dtype == "bfloat16" else OLDEST_OPSET
         if not layer.obstacle and opset < oldest:
             layer = replace(layer, obstacle=f"opset {opset}; sparse operators from opset {oldest} on")
+        if not layer.stored:
+            layer = with_input_coding(with_weight_coding(layer, context.constants), context.constants)
         layer = layer if layer.obstacle else fuse(layer, context)
         layers.append(replace(layer, name=_unique(layer.name, names)))
     return tuple(layers)
@@ -119,14 +123,19 @@ def _find_recurrent(node: onnx_ir.Node, context: Context) -> Layer | None:
     return _standing(node, LayerKind.RECURRENT, "a recurrent layer; no sparse operator yet", context)
 
 
-FINDERS: Mapping[str, Callable[[onnx_ir.Node, Context], Layer | None]] = {
-    "Conv": _find_conv,
-    "ConvTranspose": _find_conv,
-    "GRU": _find_recurrent,
-    "Gemm": _find_gemm,
-    "LSTM": _find_recurrent,
-    "MatMul": _find_matmul,
-    "RNN": _find_recurrent,
+def _find_integer(node: onnx_ir.Node, context: Context) -> Layer | None:
+    return find_integer(node, context.constants)
+
+
+FINDERS: Mapping[tuple[str, str], Callable[[onnx_ir.Node, Context], Layer | None]] = {
+    ("", "Conv"): _find_conv,
+    ("", "ConvTranspose"): _find_conv,
+    ("", "GRU"): _find_recurrent,
+    ("", "Gemm"): _find_gemm,
+    ("", "LSTM"): _find_recurrent,
+    ("", "MatMul"): _find_matmul,
+    ("", "RNN"): _find_recurrent,
+    **dict.fromkeys(FORMS, _find_integer),
 }
 
 
@@ -145,6 +154,8 @@ def _layer(node: onnx_ir.Node, index: int, kind: LayerKind, context: Context) ->
     array = context.constants.array(value)
     if array is None and value.const_value is not None:
         array = read_tensor(value.const_value, value.name)
+    if array is None:
+        check_zero_points(value, context.constants)
     least = {LayerKind.LINEAR: 2, LayerKind.CONV: 3, LayerKind.RECURRENT: 3}[kind]
     if array is None or x is None or array.ndim < least or not _is_numeric(array) or not node.outputs:
         return None

@@ -1,4 +1,4 @@
-"""Grow a layer over the nodes after it: bias, activation, residual. `STEPS` is the order, and so the policy.
+"""Grow a layer over the nodes after it: bias, activation, residual, quantizer. `STEPS` is the order, and so the policy.
 
     Y = MatMul(X, W)
     B = Add(Y, bias)
@@ -20,6 +20,7 @@ import numpy as np
 from ...ir import Activation, Epilogue, Layer
 from .activation import OPERATORS, POINTS, identify, number
 from .constants import is_scalar
+from .quantized import Coding
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -118,7 +119,24 @@ def fuse_residual(layer: Layer, context: Context) -> Layer | None:
     return replace(layer, residual=residual, epilogue=epilogue, nodes=(*layer.nodes, node))
 
 
-STEPS: tuple[Step, ...] = (fuse_bias, fuse_activation, fuse_residual)
+def fuse_quantizer(layer: Layer, context: Context) -> Layer | None:
+    """`QuantizeLinear(Y)` to 8 bits by one scale, after a weight that is dequantised; to uint8 the layer covers it."""
+    output = layer.nodes[-1].outputs[0]
+    node = context.only_reader(output)
+    # A residual may have any shape that broadcasts, which only floats do.
+    if not layer.stored or layer.epilogue.residual or node is None or node.inputs[0] is not output:
+        return None
+    coding = Coding.of(node, context.constants)
+    if coding is None or coding.node.op_type != "QuantizeLinear":
+        return None
+    if coding.fault("output"):
+        return replace(layer, obstacle=coding.fault("output"))
+    if coding.kind.name != "UINT8" or coding.grid is None:
+        return replace(layer, y_grid=coding.grid)
+    return replace(layer, y_grid=coding.grid, y_codes=node.outputs[0], nodes=(*layer.nodes, node))
+
+
+STEPS: tuple[Step, ...] = (fuse_bias, fuse_activation, fuse_residual, fuse_quantizer)
 
 
 def as_bias(constant: NDArray[np.generic], outputs: int, axis: int = -1) -> NDArray[np.float32] | None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ...ir import SparsecError
+from ...ir import LayerKind, SparsecError
 from ...ir.values.floats import DTYPES
 from .nodes import attribute
 from .structure import node_label
@@ -14,6 +14,13 @@ from .structure import node_label
 if TYPE_CHECKING:
     import onnx_ir
     from numpy.typing import NDArray
+
+    from ...ir import Layer
+
+
+def weight_index(layer: Layer) -> int:
+    """Which input of its first node holds the layer's weight."""
+    return 0 if layer.kind is LayerKind.LINEAR and layer.nodes[0].inputs[0] is not layer.x else 1
 
 
 def to_matrix(node: onnx_ir.Node, index: int, array: NDArray[Any]) -> NDArray[np.float32]:

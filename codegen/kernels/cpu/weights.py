@@ -67,7 +67,7 @@ class Weights:
             case Int8():
                 return _cast(codes, "float32", lanes)
             case _:
-                return self.args.table[_cast(codes, "int32", lanes)]
+                return self._gathered(_cast(codes, "int32", lanes), lanes)
 
     def _at(self, t: Expr, c: Expr) -> Expr:
         return self.first + (t * self.problem.block[1] + c) * self.problem.panel
@@ -87,6 +87,18 @@ class Weights:
             table = self.args.table[adjacent(T.int64(0), 16)]
             return T.call_llvm_intrin("float32x16", "llvm.x86.avx512.permvar.sf.512", table, codes)
         return self.args.table[T.bitwise_and(codes, broadcast(T.int32(15), lanes))]
+
+    def _gathered(self, codes: Expr, lanes: int) -> Expr:
+        """The table's entries at `codes`, int32; LLVM would load them one by one."""
+        from tvm.tirx.script import builder as T
+
+        if lanes != 16 or "avx512f" not in self.target.requires:
+            return self.args.table[codes]
+        zeros, everywhere = broadcast(T.float32(0), 16), broadcast(T.bool(True), 16)
+        table = T.address_of(self.args.table[T.int64(0)])
+        return T.call_llvm_intrin(
+            "float32x16", "llvm.x86.avx512.mask.gather.dps.512", zeros, table, codes, everywhere, T.int32(4)
+        )
 
     def _half_codes(self, at: Expr, lanes: int) -> Expr:
         """`lanes` codes of 4 bits, a whole unit: int32, with other bits above the 4."""

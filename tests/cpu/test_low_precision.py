@@ -1,0 +1,170 @@
+"""Few bits, from the model to the artifact: values, activations, chains, and what is said of them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+import pytest
+
+import sparsec
+from sparsec.compiler import cli, runtime
+from sparsec.compiler.config import Tune
+from sparsec.compiler.runtime import Comparison
+from sparsec.ir import UsageError
+from sparsec.models.mlp import mlp
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+MODEL = mlp((96, 128, 128))
+RNG = np.random.default_rng(0)
+X = (RNG.standard_normal((160, 24)) @ RNG.standard_normal((24, 96)) / 24**0.5).astype(np.float32)
+# The hidden layer and, because it is named, the last one.
+ALL = (("*", 0.7),)
+
+
+@pytest.fixture(autouse=True)
+def _sparse_wins(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Timings that do not depend on how busy the machine is: sparse is twice as fast as dense."""
+    monkeypatch.setattr(runtime, "compare", lambda dense, sparse, pairs=7: Comparison(2.0, 1.0, 2.0, (2.0, 2.0)))
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> str:
+    np.savez(tmp_path / "x.npz", input=X)
+    return str(tmp_path / "x.npz")
+
+
+def compiled(tmp_path: Path, **options: Any) -> sparsec.CompiledModel:
+    given = {"layer_sparsity": ALL, "pattern": "block:16x4", "tune": Tune.OFF, "threads": 2} | options
+    return sparsec.compile(MODEL, sparsec.CompileConfig(cache=tmp_path / "cache", **given))
+
+
+def dense(x: NDArray[Any], model: onnx.ModelProto = MODEL) -> NDArray[Any]:
+    session = runtime.open_session(model.SerializeToString(), 2)
+    return np.asarray(session.run(None, {"input": x})[0])
+
+
+def distance(a: NDArray[Any], b: NDArray[Any]) -> float:
+    return float(np.linalg.norm(a - b) / np.linalg.norm(b))
+
+
+def nodes(result: sparsec.CompiledModel) -> list[onnx.NodeProto]:
+    return list(onnx.load(result._folder / "model.onnx").graph.node)
+
+
+@pytest.mark.parametrize("values", ["bf16", "int8", "int8:32", "codebook256", "codebook16"])
+def test_values_alone(tmp_path: Path, values: str) -> None:
+    """The artifact is the dense model with its own stored weights, and these are near those of float32."""
+    result, plain = compiled(tmp_path, values=values), compiled(tmp_path)
+    assert result.report.verification is not None
+    assert result.report.verification.error < 1e-5
+    assert all((d.choice, d.values, d.inputs) == ("sparse", values, "float") for d in result.report.decisions)
+    far = distance(result.run({"input": X})["output"], plain.run({"input": X})["output"])
+    assert 0 < far < {"codebook16": 0.2}.get(values, 0.02)
+    share = sum(d.bytes_sparse for d in result.report.decisions) / sum(d.bytes_sparse for d in plain.report.decisions)
+    # Beside the values there are an index a block, and scales or a codebook.
+    assert share < {"bf16": 0.55, "codebook16": 0.2, "int8:32": 0.4}.get(values, 0.35)
+    assert result.report.bytes_after < plain.report.bytes_after
+
+
+@pytest.mark.parametrize("activations", ["static", "dynamic"])
+def test_products_of_integers(tmp_path: Path, data: str, activations: str) -> None:
+    calib = {"calib": data, "method": "magnitude"} if activations == "static" else {}
+    result = compiled(tmp_path, values="int8", activations=activations, **calib)
+    plain = compiled(tmp_path, **calib)
+    assert all(d.choice == "sparse" and d.inputs != "float" for d in result.report.decisions)
+    # ONNX's own quantisation of the same inputs, with the same weights; a value near a tie goes either way.
+    assert result.report.verification is not None
+    assert result.report.verification.error < 0.02
+    assert distance(result.run({"input": X})["output"], plain.run({"input": X})["output"]) < 0.05
+
+
+def test_layers_hand_over_codes(tmp_path: Path, data: str) -> None:
+    result = compiled(tmp_path, values="int8", calib=data, method="magnitude")
+    assert [d.inputs for d in result.report.decisions] == ["static", "uint8"]
+    assert [n.op_type for n in nodes(result)] == ["QSparseLinear", "SparseLinear"]
+    first, second = nodes(result)
+    assert second.input[0] == first.output[0]
+    a, b = ({a.name: onnx.helper.get_attribute_value(a) for a in node.attribute} for node in (first, second))
+    assert (a["y_scale"], a["y_zero_point"]) == (b["x_scale"], b["x_zero_point"])
+    # Behind a ReLU nothing is negative.
+    assert a["y_zero_point"] == 0
+
+
+def test_rows_by_themselves(tmp_path: Path) -> None:
+    """With a scale for each row a large row leaves the others as they are."""
+    result = compiled(tmp_path, values="int8", activations="dynamic")
+    x = X[:8].copy()
+    alone = result.run({"input": x})["output"]
+    x[0] *= 1000
+    np.testing.assert_array_equal(result.run({"input": x})["output"][1:], alone[1:])
+
+
+def test_the_data_chooses_the_range(tmp_path: Path, data: str) -> None:
+    scales = {}
+    for ranges in ("minmax", "mse", "percentile", "entropy"):
+        result = compiled(tmp_path, values="int8", calib=data, method="magnitude", ranges=ranges)
+        attributes = {a.name: onnx.helper.get_attribute_value(a) for a in nodes(result)[0].attribute}
+        scales[ranges] = attributes["x_scale"]
+    fitted = X[: len(X) * 4 // 5]
+    assert scales["minmax"] == pytest.approx((fitted.max() - fitted.min()) / 255, rel=1e-2)
+    assert all(scale <= scales["minmax"] * 1.001 for scale in scales.values())
+
+
+def test_rounding_is_fitted_with_data(tmp_path: Path, data: str) -> None:
+    """Codebooks of 16: errors of rounding are made good by the weights that follow."""
+    result = compiled(tmp_path, values="codebook16", calib=data, method="magnitude", permute=False)
+    plain = compiled(tmp_path, calib=data, method="magnitude", permute=False)
+    held = X[-32:]
+    wanted = dense(held)
+    fitted = distance(result.run({"input": held})["output"], wanted)
+    assert fitted < 1.3 * distance(plain.run({"input": held})["output"], wanted)
+
+
+def test_patterns_without_whole_fours_keep_floats(tmp_path: Path, data: str) -> None:
+    result = compiled(tmp_path, values="int8", pattern="group:16", calib=data, method="magnitude")
+    assert all((d.values, d.inputs) == ("int8", "float") for d in result.report.decisions)
+
+
+def test_auto_pattern_has_whole_fours(tmp_path: Path, data: str) -> None:
+    result = compiled(tmp_path, values="int8", pattern="auto", calib=data, method="magnitude")
+    assert {d.pattern for d in result.report.decisions} == {"block:16x4"}
+    assert {d.pattern for d in compiled(tmp_path, values="int8", pattern="auto").report.decisions} == {"group:16"}
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"activations": "dynamic"}, "--activations dynamic goes with --values int8; the values are fp32"),
+        ({"values": "int8", "activations": "static"}, "--activations static needs calibration data: add --calib DATA"),
+        ({"values": "int8", "target": "cuda:sm_90"}, "keep the model's own type so far"),
+    ],
+)
+def test_what_cannot_be(tmp_path: Path, options: dict[str, Any], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        compiled(tmp_path, **options)
+
+
+def test_data_without_a_layer_to_use_it(tmp_path: Path, data: str) -> None:
+    """Both layers are too small or the last: nothing is pruned or rounded, and the data only measures."""
+    result = compiled(tmp_path, layer_sparsity=(), sparsity=0.7, values="int8", calib=data)
+    assert [d.choice for d in result.report.decisions] == ["dense", "dense"]
+    assert result.report.quality is not None
+    assert result.report.quality.value == pytest.approx(result.report.quality.dense)
+
+
+def test_the_command_says_what_is_stored(tmp_path: Path, data: str, capsys: pytest.CaptureFixture[str]) -> None:
+    onnx.save(MODEL, tmp_path / "m.onnx")
+    command = [str(tmp_path / "m.onnx"), "-o", str(tmp_path / "out"), "--sparsity", "*=0.7", "--calib", data]
+    command += ["--values", "int8", "--tune", "off", "--method", "magnitude"]
+    assert cli.main(command) == 0
+    assert "int8 products" in capsys.readouterr().out
+    assert cli.main([*command[:-6], "--values", "int4"]) == 2
+    assert "'int4' is no kind of values: expected fp32, bf16" in capsys.readouterr().err
+    assert cli.main([*command, "--ranges", "widest"]) == 2
+    assert "'widest' is no way to find ranges: expected mse, minmax" in capsys.readouterr().err
