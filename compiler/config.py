@@ -48,6 +48,9 @@ class CompileConfig(BaseModel):
             "static" rounds it to 8 bits by scales from `calib`, "dynamic" by a scale for each row; products are then of
             integers. "auto" is "static" with `calib`, else "float".
         ranges: how static scales follow from `calib`: "mse" (least squared error), "minmax", "percentile" or "entropy".
+        dense_baseline: what a sparse layer has to beat: "fp32" for the layer as it came, "int8" for what ONNX Runtime's
+            static quantisation makes of it, "best" for the faster of the two. With the latter two the report also has
+            the whole model quantised so.
         target: "auto" (this machine's GPUs where ONNX Runtime has its CUDA provider, else its CPU), "cpu", "cpu:NAME"
             with LLVM's name of one, "cuda", or "cuda:ARCH" with one or more architectures, such as "cuda:sm_80+sm_90".
         batch: batch sizes that must all get faster. Empty: the model's own, or 1 where it is dynamic.
@@ -84,6 +87,7 @@ class CompileConfig(BaseModel):
     values: str = "fp32"
     activations: Literal["auto", "float", "static", "dynamic"] = "auto"
     ranges: str = "mse"
+    dense_baseline: Literal["fp32", "int8", "best"] = "fp32"
     target: str = "auto"
     batch: tuple[Annotated[int, Field(ge=1)], ...] = ()
     dims: dict[str, Annotated[int, Field(ge=1)]] = Field(default_factory=dict)

@@ -24,13 +24,14 @@ from .chains import chained
 from .config import CompileConfig
 from .context import Context, Progress, Silent, make_context
 from .decide import Bench, choose, compare_layer, compare_models, predicted_timings, settle, sparse_decision
+from .dense_int8 import statically_quantized
 from .exporter import SparseOp, export, save, session_source
 from .frontend import read
 from .kernels import distinct_kernels, make_kernels, sparse_op
 from .machine import Cpu, Machine
 from .plan import Candidate, Plan, make_plan, with_weights
 from .probe import Workload, probe
-from .report import Fidelity, Quality, Report, SurveyPoint, Verification
+from .report import DenseInt8, Fidelity, Quality, Report, SurveyPoint, Verification
 from .runtime import run_session
 
 if TYPE_CHECKING:
@@ -104,6 +105,7 @@ def compile(
             fidelity, quality = _judge(fitting, outcome, context)
             if search is None or not search.next(outcome.timings, quality):
                 break
+        dense_int8 = _dense_int8(program, fitting, workload, context)
         # Step 8. For what is dense, measure what pruning would bring.
         survey = _survey(program, attempt.candidates, workload, context)
         # Step 9. Tell everything.
@@ -121,6 +123,7 @@ def compile(
             fidelity=fidelity,
             quality=quality,
             frontier=() if search is None else search.report(),
+            dense_int8=dense_int8,
             reordered=None if fitting is None else fitting.reordered,
             missed="" if search is None else search.missed,
             notes=(*data_notes, *_notes(decisions, attempt.candidates, workload, outcome, context)),
@@ -266,6 +269,27 @@ def _judge(fitting: Fitting | None, outcome: _Outcome, context: Context) -> tupl
     return fitting.judge.quality(lambda feeds: dict(zip(names, run_session(session, feeds), strict=True)))
 
 
+def _dense_int8(program: Program, fitting: Fitting | None, workload: Workload, context: Context) -> DenseInt8 | None:
+    """What a user could have instead, where it was asked for."""
+    machine = context.machine
+    if context.config.dense_baseline == "fp32" or machine is None or not workload.feeds:
+        return None
+    context.progress.start("quantising the dense model", None)
+    dense = session_source(program.model, context.folder)
+    runs = [*workload.feeds.values()] if fitting is None else fitting.runs
+    try:
+        source = statically_quantized(dense, runs, context.folder)
+        session = machine.open(source)
+    except SparsecError as error:
+        return DenseInt8((), None, str(error))
+    compared = [machine.compare(machine.open(dense), session, feeds) for feeds in workload.feeds.values()]
+    metric = None
+    if fitting is not None:
+        names = [output.name for output in session.get_outputs()]
+        metric = fitting.judge.compare(lambda feeds: dict(zip(names, run_session(session, feeds), strict=True)))[1]
+    return DenseInt8(tuple(one.speedup for one in compared), metric)
+
+
 def _decide(program: Program, candidates: Mapping[str, Candidate], workload: Workload, context: Context) -> _Outcome:
     """Kernels for all candidates, then the choice: measured where the target is this machine, predicted elsewhere."""
     if not candidates or not workload.feeds:
@@ -320,7 +344,8 @@ def _measure(
     library = context.folder / "candidates.so"
     build_library(distinct_kernels(tuned.values()), library, context.target.cpu.requires)
     threads, database = context.config.thread_count, context.tuner.database
-    bench = Bench(library, context.folder, machine, threads, context.target, database)
+    baseline = context.config.dense_baseline
+    bench = Bench(library, context.folder, machine, threads, context.target, database, baseline)
 
     # Each layer by itself.
     decisions, gains = {}, {}

@@ -84,6 +84,21 @@ class Quality:
 
 
 @dataclass(frozen=True, slots=True)
+class DenseInt8:
+    """The whole model as ONNX Runtime's static quantisation makes it: what needs no pruning.
+
+    Attributes:
+        speedups: over the model as it came, one a batch size.
+        metric: of `Quality`, on the same samples; None without calibration data.
+        failure: why there are no numbers, or "".
+    """
+
+    speedups: tuple[float, ...]
+    metric: float | None
+    failure: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class FrontierPoint:
     """What another budget would have bought, layers pruned as measured but not yet fitted to each other.
 
@@ -117,6 +132,7 @@ class Report:
         verification: None where the model could not be run.
         fidelity, quality: None without calibration data.
         frontier: the fastest last; only with a budget of speed or accuracy.
+        dense_int8: None unless `dense_baseline` asks for it.
         reordered: which share of the saliency (weights squared times inputs squared) the blocks keep before and after
             channels were reordered; None where they were not.
         missed: which target was not reached and what stood in the way, or "".
@@ -136,6 +152,7 @@ class Report:
     fidelity: Fidelity | None = None
     quality: Quality | None = None
     frontier: tuple[FrontierPoint, ...] = ()
+    dense_int8: DenseInt8 | None = None
     missed: str = ""
     reordered: tuple[float, float] | None = None
     notes: tuple[str, ...] = field(default=())

@@ -14,6 +14,7 @@ class Timing:
         dense_us, sparse_us: medians in microseconds.
         speedup: the median of dense/sparse over the pairs of runs; `spread` its quartiles (25 %, 75 %).
         predicted: whether these are a cost model's numbers: nothing was run.
+        baseline: "int8" where the dense side is what ONNX Runtime's static quantisation makes of the layer, else "".
     """
 
     batch: int
@@ -23,6 +24,7 @@ class Timing:
     speedup: float
     spread: tuple[float, float]
     predicted: bool = False
+    baseline: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -217,6 +217,11 @@ class Fitting:
         )
         return {name: replace(one, x_grid=grids.get(name)) for name, one in candidates.items()}
 
+    @property
+    def runs(self) -> Sequence[Mapping[str, Any]]:
+        """Inputs that weights are fitted to."""
+        return self._seen.runs
+
     def allows(self, chosen: Chosen) -> bool:
         """Whether its metric stays within the limit."""
         return chosen.value is not None and self.judge.allows(chosen.value)

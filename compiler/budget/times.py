@@ -89,7 +89,8 @@ def _time(
     library = context.folder / "options.so"
     build_library(distinct_kernels(tuned.values()), library, context.target.cpu.requires)
     threads, database = context.config.thread_count, context.tuner.database
-    bench = Bench(library, context.folder, context.machine, threads, context.target, database)
+    baseline = context.config.dense_baseline
+    bench = Bench(library, context.folder, context.machine, threads, context.target, database, baseline)
     context.progress.start("measuring options", len(named))
     timings = {}
     for key, (name, candidate) in zip(candidates, named.items(), strict=True):

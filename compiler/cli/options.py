@@ -68,6 +68,15 @@ Ranges = Annotated[
         rich_help_panel=_WHAT,
     ),
 ]
+DenseBaseline = Annotated[
+    str,
+    typer.Option(
+        metavar="fp32|int8|best",
+        help="What a sparse layer has to beat: the layer as it came, ONNX Runtime's static int8 of it, or the faster "
+        "of the two; with the latter two the whole model is quantised for comparison, too.",
+        rich_help_panel=_HOW,
+    ),
+]
 PruneAll = Annotated[bool, _flag("--prune-all", help="Prune layers that stay dense too, as dense zeros.", panel=_WHAT)]
 Target = Annotated[
     str,

@@ -108,10 +108,29 @@ def _facts(report: Report) -> Iterator[tuple[str, str]]:
     if quality is not None:
         limit = f"; allowed to lose {quality.limit}" if quality.limit else ""
         yield quality.metric, f"{quality.dense:.4g} -> {quality.value:.4g}, against {quality.against}{limit}"
+    if report.dense_int8 is not None:
+        yield "dense int8", _dense_int8(report)
     if report.reordered is not None:
         before, after = report.reordered
         yield "reordered", f"channels, so that blocks keep {percent(after)} of the saliency, not {percent(before)}"
     yield "took", f"{number(report.seconds)} s"
+
+
+def _dense_int8(report: Report) -> str:
+    """What ONNX Runtime's static quantisation of the whole model brings, and whether it is the better choice."""
+    int8, quality = report.dense_int8, report.quality
+    assert int8 is not None, "it was asked for"
+    if int8.failure:
+        return f"could not be measured: {int8.failure}"
+    pairs = zip(report.batch, int8.speedups, strict=True)
+    words = ", ".join(f"{factor(speedup)} at batch {batch}" for batch, speedup in pairs)
+    ours = [timing.speedup for timing in report.timings] or [1.0] * len(int8.speedups)
+    faster = all(a > b for a, b in zip(int8.speedups, ours, strict=True))
+    if quality is None or int8.metric is None:
+        return f"{words}{'; faster than this artifact' if faster else ''}; its accuracy was not measured"
+    better = int8.metric >= quality.value if quality.higher_is_better else int8.metric <= quality.value
+    choice = "; the better choice here: faster, and no less accurate" if faster and better else ""
+    return f"{words}, {quality.metric} {int8.metric:.4g}, without pruning (ONNX Runtime's quantize_static){choice}"
 
 
 def _patterns(survey: Sequence[SurveyPoint]) -> str:

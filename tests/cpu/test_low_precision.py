@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 
 import sparsec
 from sparsec.compiler import cli, runtime
+from sparsec.compiler.cli.result import _facts
 from sparsec.compiler.config import Tune
 from sparsec.compiler.runtime import Comparison
 from sparsec.ir import UsageError
@@ -135,6 +137,25 @@ def test_auto_pattern_has_whole_fours(tmp_path: Path, data: str) -> None:
     result = compiled(tmp_path, values="int8", pattern="auto", calib=data, method="magnitude")
     assert {d.pattern for d in result.report.decisions} == {"block:16x4"}
     assert {d.pattern for d in compiled(tmp_path, values="int8", pattern="auto").report.decisions} == {"group:16"}
+
+
+@pytest.mark.parametrize("calib", [True, False])
+def test_dense_int8_is_measured(tmp_path: Path, data: str, calib: bool) -> None:
+    options = {"calib": data, "method": "magnitude"} if calib else {}
+    result = compiled(tmp_path, values="int8", dense_baseline="int8", **options)
+    assert [d.reason for d in result.report.decisions] == ["faster than dense int8"] * 2
+    assert {t.baseline for d in result.report.decisions for t in d.timings} == {"int8"}
+    dense_int8 = result.report.dense_int8
+    assert dense_int8 is not None
+    assert (dense_int8.failure, dense_int8.speedups) == ("", (2.0,))
+    assert dense_int8.metric == (pytest.approx(1, abs=1e-3) if calib else None)
+    lines = dict(_facts(result.report))
+    assert lines["dense int8"].startswith("2.00x at batch 1")
+    assert ("its accuracy was not measured" in lines["dense int8"]) is not calib
+    # As fast, so not the better choice; were it faster, the table would say so.
+    assert "better choice" not in lines["dense int8"]
+    faster = replace(result.report, dense_int8=replace(dense_int8, speedups=(3.0,)))
+    assert ("the better choice here" in dict(_facts(faster))["dense int8"]) is calib
 
 
 @pytest.mark.parametrize(
