@@ -43,7 +43,8 @@ class CompileConfig(BaseModel):
             `max_drop` the narrowest that this machine runs nearly as fast as the fastest. Zeros that are already there
             keep their own shape.
         values: what the weights of sparse operators are stored as: "fp32", "bf16", "fp16", "int8", "int8:G",
-            "codebook16" or "codebook256"; layers of 16-bit models keep their type.
+            "codebook16" or "codebook256"; layers of 16-bit models keep their type. Weights of layers that stay dense
+            are stored in a codebook only where it holds them exactly.
         activations: with int8 values, in patterns with a multiple of 4 inputs a block: "float" multiplies X as it is,
             "static" rounds it to 8 bits by scales from `calib`, "dynamic" by a scale for each row; products are then of
             integers. "auto" is "static" with `calib`, else "float".

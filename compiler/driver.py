@@ -16,6 +16,7 @@ import numpy as np
 
 from ..codegen.ort.library import build_library
 from ..ir import Decision, SparsecError, UsageError
+from ..ir.values import Codebook
 from ..passes.solve import AUTO
 from . import artifact
 from .budget import PLANNED, Fitting, Search, with_pattern
@@ -25,8 +26,9 @@ from .config import CompileConfig
 from .context import Context, Progress, Silent, make_context
 from .decide import Bench, choose, compare_layer, compare_models, predicted_timings, settle, sparse_decision
 from .dense_int8 import statically_quantized
-from .exporter import SparseOp, export, save, session_source
+from .exporter import SparseOp, export, save, session_source, store_coded
 from .frontend import read
+from .frontend.weights import weight_index
 from .kernels import distinct_kernels, make_kernels, sparse_op
 from .machine import Cpu, Machine
 from .plan import Candidate, Plan, make_plan, with_weights
@@ -36,6 +38,7 @@ from .runtime import run_session
 
 if TYPE_CHECKING:
     import onnx
+    import onnx_ir
     from numpy.typing import NDArray
 
     from ..codegen.kernel import Kernel
@@ -99,7 +102,7 @@ def compile(
             outcome = _decide(source, candidates, workload, context)
             # Step 6. Write the artifact; where nothing changed, as the model came.
             weights = _Weights.of(attempt, outcome, config)
-            out = _write(source if outcome.ops or weights.dense else program, outcome, weights, context)
+            out, stored = _write(source if outcome.ops or weights.dense else program, outcome, weights, context)
             # Step 7. Run it against the dense model with the same weights, and against the one that came.
             verification = _verify(source, outcome, weights, workload, context)
             fidelity, quality = _judge(fitting, outcome, context)
@@ -109,7 +112,7 @@ def compile(
         # Step 8. For what is dense, measure what pruning would bring.
         survey = _survey(program, attempt.candidates, workload, context)
         # Step 9. Tell everything.
-        decisions = _decisions(program, attempt.reasons, outcome, weights)
+        decisions = _decisions(program, attempt.reasons, outcome, weights, stored)
         data_notes = () if fitting is None else fitting.notes
         report = Report(
             model=program.source.name if program.source else "",
@@ -411,14 +414,34 @@ class _Weights:
         return cls(dense, {name: one.bias for name, one in new.items() if one.bias is not None})
 
 
-def _write(program: Program, outcome: _Outcome, weights: _Weights, context: Context) -> Path:
-    """The artifact's folder, with model and library; what an earlier attempt left there goes."""
+def _write(
+    program: Program, outcome: _Outcome, weights: _Weights, context: Context
+) -> tuple[Path, dict[str, tuple[str, int]]]:
+    """The artifact's folder, with model and library; what an earlier attempt left there goes.
+
+    Beside it, of layers that stay dense and are stored in another form: by name which, and its bytes.
+    """
     out = context.folder / "artifact"
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir()
-    save(export(program, outcome.ops, weights.dense, weights.biases), out / artifact.MODEL)
+    model = export(program, outcome.ops, weights.dense, weights.biases)
+    stored = _store_dense(program, model, outcome, context)
+    save(model, out / artifact.MODEL)
     build_library(outcome.kernels, out / artifact.LIBRARY, context.target.cpu.requires)
-    return out
+    return out, stored
+
+
+def _store_dense(
+    program: Program, model: onnx_ir.Model, outcome: _Outcome, context: Context
+) -> dict[str, tuple[str, int]]:
+    """Where codebooks were asked for: weights of dense layers, if a codebook holds them exactly."""
+    kind = context.config.kind
+    if not isinstance(kind, Codebook):
+        return {}
+    dense = [layer for layer in program.layers if layer.name not in outcome.ops]
+    names = {layer.name: layer.nodes[0].inputs[weight_index(layer)] for layer in dense}
+    sizes = store_coded(model, dict.fromkeys(value.name or "" for value in names.values() if value), kind)
+    return {layer: (str(kind), sizes[value.name]) for layer, value in names.items() if value and value.name in sizes}
 
 
 def _verify(
@@ -514,6 +537,7 @@ def _decisions(
     reasons: Mapping[str, str],
     outcome: _Outcome,
     weights: _Weights,
+    stored: Mapping[str, tuple[str, int]],
 ) -> tuple[Decision, ...]:
     """One a layer, in the order of the graph."""
     decisions = []
@@ -522,6 +546,9 @@ def _decisions(
         if layer.name in weights.dense:
             zeros = float((weights.dense[layer.name] == 0).mean())
             decision = dataclasses.replace(decision, zeros_after=zeros, pruned=True)
+        if layer.name in stored:
+            values, nbytes = stored[layer.name]
+            decision = dataclasses.replace(decision, values=values, bytes_sparse=nbytes)
         decisions.append(decision)
     return tuple(decisions)
 

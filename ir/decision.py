@@ -36,10 +36,10 @@ class Decision:
         choice: "sparse" or "dense".
         reason: one clause in words, such as "1.2x slower at batch 128" or "a convolution; no sparse operator yet".
         pattern: as text, "" where none was tried.
-        values: what the weight is stored as, "" for dense; `inputs` is what it meets: "float", or codes of 8
+        values: what the weight is stored as, "" for as it came; `inputs` is what it meets: "float", or codes of 8
             bits that were made so ("static", "dynamic") or came so ("uint8").
         zeros_before, zeros_after: shares of the weight as it came and as it is in the artifact.
-        bytes_dense, bytes_sparse: sizes of the weight; `bytes_sparse` is 0 where it was never packed.
+        bytes_dense, bytes_sparse: sizes of the weight as it came and as it is packed; 0 where it was never packed.
         schedule: the kernel's schedule, "" for dense.
         timings: one a batch size, in the order of the configuration.
         pruned: True when sparsec itself set weights to zero.

@@ -5,6 +5,7 @@ from .files import save, session_source
 from .open import OpenModel, open_model
 from .rewrite import DOMAIN, OP_TYPE, VERSION, SparseOp, bias_place, export
 from .split import Splitter
+from .storage import store_coded
 
 __all__ = [
     "DOMAIN",
@@ -19,4 +20,5 @@ __all__ = [
     "open_model",
     "save",
     "session_source",
+    "store_coded",
 ]

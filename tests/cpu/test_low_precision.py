@@ -189,3 +189,18 @@ def test_the_command_says_what_is_stored(tmp_path: Path, data: str, capsys: pyte
     assert "'int4' is no kind of values: expected fp32, bf16" in capsys.readouterr().err
     assert cli.main([*command, "--ranges", "widest"]) == 2
     assert "'widest' is no way to find ranges: expected mse, minmax" in capsys.readouterr().err
+
+
+def test_dense_layers_that_a_codebook_holds_exactly(tmp_path: Path) -> None:
+    """They become smaller and stay what they were; the others stay as they came."""
+    model = onnx.ModelProto()
+    model.CopyFrom(MODEL)
+    table = RNG.standard_normal(40).astype(np.float32)
+    few = np.where(RNG.random((128, 96)) < 0.5, np.float32(0), table[RNG.integers(0, 40, (128, 96))])
+    model.graph.initializer[0].CopyFrom(onnx.numpy_helper.from_array(few, model.graph.initializer[0].name))
+    config = sparsec.CompileConfig(cache=tmp_path / "cache", values="codebook256", survey=False, tune=Tune.OFF)
+    result = sparsec.compile(model, config)
+    first, second = result.report.decisions
+    assert (first.choice, first.values, second.values) == ("dense", "codebook256", "")
+    assert first.bytes_sparse < first.bytes_dense / 5
+    np.testing.assert_array_equal(result.run({"input": X})["output"], dense(X, model))
