@@ -10,7 +10,7 @@ demo: $(VENV)/demo.done
 	$(RUN) -m sparsec.models.demo
 
 test: $(VENV)/test.done
-	$(RUN) -m pytest
+	$(RUN) -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 lint: $(VENV)/dev.done
 	$(VENV)/bin/ruff check .

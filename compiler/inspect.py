@@ -146,7 +146,7 @@ def _summary(layer: Layer, plan: Plan, is_last: bool) -> LayerSummary:
         name=layer.name,
         op_type=layer.op_type,
         kind=layer.kind.value,
-        dtype=layer.dtype,
+        dtype=layer.stored or layer.dtype,
         shape=(layer.out_features, layer.in_features),
         zeros=layer.zeros,
         block=_block(layer),

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 CODES = 255
+_LEAST, _LARGEST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +29,7 @@ class Grid:
     zero_point: int
 
     def __post_init__(self) -> None:
-        if not np.finfo(np.float32).tiny <= self.scale <= np.finfo(np.float32).max:
+        if not _LEAST <= self.scale <= _LARGEST:
             raise SparsecError(f"scale {self.scale:g}: expected a positive finite number")
         if not 0 <= self.zero_point <= CODES:
             raise SparsecError(f"zero point {self.zero_point}: expected 0 to {CODES}")
@@ -37,7 +38,7 @@ class Grid:
     def spanning(cls, low: float, high: float) -> Grid:
         """The finest grid from `low` to `high` and zero, which is a code of its own."""
         low, high = min(low, 0.0), max(high, 0.0)
-        scale = float(np.float32(max((high - low) / CODES, float(np.finfo(np.float32).tiny))))
+        scale = float(np.float32(max((high - low) / CODES, _LEAST)))
         return cls(scale, int(np.clip(np.rint(-low / scale), 0, CODES)))
 
     def round(self, values: NDArray[Any]) -> NDArray[np.float32]:

@@ -54,9 +54,10 @@ class Layer:
         stored: ONNX's name of the codes that the weight is dequantised from, such as "int8"; "" for numbers.
         values, table: of such a weight, where `values` holds it exactly; `table` as `values` has it.
         x_grid: that X lies on, where it is dequantised from 8-bit codes; signed ones are the same numbers, shifted.
-        x_codes: these codes, where they are uint8 and so can be multiplied as they are.
+        x_codes: these codes, where they are uint8, or signed and nothing but DequantizeLinear reads them, so that they
+            can be.
         y_grid: that Y is rounded to, where a QuantizeLinear to 8 bits alone reads it.
-        y_codes: what that node makes, where it is uint8: the layer covers the node, and this is its output.
+        y_codes: what that node makes, on the same condition: the layer covers the node, and this is its output.
         fixed: whether the operator multiplies integers (QLinearMatMul), so that no weight can be put in.
     """
 
@@ -106,7 +107,9 @@ class Layer:
     def coded(self) -> str:
         """Which of its tensors are codes, for keys: ONNX Runtime then has other operators for the same nodes."""
         sides = (("x", self.x_grid, self.x_codes), ("y", self.y_grid, self.y_codes))
-        kinds = [f" {side} {'int8' if codes is None else 'uint8'}" for side, grid, codes in sides if grid is not None]
+        kinds = [
+            f" {side} {'signed' if codes is None else 'unsigned'}" for side, grid, codes in sides if grid is not None
+        ]
         return "".join([f" weight {self.stored}", *kinds]) if self.stored else ""
 
     @property

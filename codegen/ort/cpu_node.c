@@ -291,7 +291,7 @@ static void prepare_pool(CpuNode *cpu) {
     cpu->pool.bytes = (size_t)((largest * (int64_t)sizeof(float) + 63) / 64) * 64;
 }
 
-static OrtStatus *prepare(CpuNode *cpu, const OrtApi *api, const OrtKernelInfo *info) {
+static OrtStatus *prepare(CpuNode *cpu, const OrtCustomOp *op, const OrtApi *api, const OrtKernelInfo *info) {
     Node *node = &cpu->node;
     TRY(node_find(node, api, info));
     /* Before the checks: ONNX Runtime may have put casts around a node of 16 bits that it has to run here. */
@@ -300,19 +300,24 @@ static OrtStatus *prepare(CpuNode *cpu, const OrtApi *api, const OrtKernelInfo *
                           "%s weights need ONNX Runtime's CUDA provider; this session runs on the CPU: open it with "
                           "CUDAExecutionProvider, which onnxruntime-gpu has",
                           type_name(node->kernel->type));
+    /* X, the weight and the bias are checked where they are read. */
+    if (op_y_type(op) != node->kernel->y_type)
+        return node_error(node, ORT_INVALID_GRAPH,
+                          "the node's result is %s, expected %s of kernel '%s'; the model and the library come from "
+                          "different compilations",
+                          type_name(op_y_type(op)), type_name(node->kernel->y_type), node->kernel->name);
     TRY(node_check(node, info));
     prepare_pool(cpu);
     return plan_work(cpu);
 }
 
 OrtStatus *cpu_create(const OrtCustomOp *op, const OrtApi *api, const OrtKernelInfo *info, void **result) {
-    (void)op;
     CpuNode *cpu = calloc(1, sizeof *cpu);
     if (!cpu)
         return api->CreateStatus(ORT_FAIL, "SparseLinear: out of memory");
     for (size_t i = 0; i < POOL_SLOTS; i++)
         atomic_init(&cpu->pool.slots[i], NULL);
-    OrtStatus *status = prepare(cpu, api, info);
+    OrtStatus *status = prepare(cpu, op, api, info);
     if (status) {
         cpu_destroy(cpu);
         return status;

@@ -72,6 +72,10 @@ static OrtStatus *read_constant(const Node *node, const OrtKernelInfo *info, siz
                                 Tensor *tensor) {
     int constant = 0;
     const OrtValue *value = NULL;
+    bool given;
+    TRY(is_given(node, info, input, &given));
+    if (!given)
+        return node_error(node, ORT_INVALID_GRAPH, "%s is missing, expected an initializer; " DAMAGED, input_names[input]);
     TRY(node->api->KernelInfoGetConstantInput_tensor(info, input, &constant, &value));
     if (!constant)
         return node_error(node, ORT_INVALID_GRAPH,
@@ -173,6 +177,12 @@ static OrtStatus *check_indices(const Node *node) {
             return node_error(node, ORT_INVALID_GRAPH,
                               "indices[%" PRId64 "] is %" PRId32 ", expected 0 to %" PRId64 "; " DAMAGED, i,
                               node->indices[i], last);
+    /* Codes of X are packed four to a word. */
+    for (int64_t i = 0; i < node->blocks && node->kernel->integers; i++)
+        if (node->indices[i] % 4)
+            return node_error(node, ORT_INVALID_GRAPH,
+                              "indices[%" PRId64 "] is %" PRId32 ", expected a multiple of 4; " DAMAGED, i,
+                              node->indices[i]);
     return NULL;
 }
 

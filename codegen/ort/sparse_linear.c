@@ -41,6 +41,8 @@ static _Atomic(Registration *) registrations;
 
 static const Types *types_of(const OrtCustomOp *op) { return &((const Operator *)op)->types; }
 
+OrtTensorType op_y_type(const OrtCustomOp *op) { return types_of(op)->y; }
+
 static const char *op_name(const OrtCustomOp *op) {
     return types_of(op)->y == ORT_TENSOR_UINT8 ? "QSparseLinear" : "SparseLinear";
 }

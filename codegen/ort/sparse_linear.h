@@ -192,6 +192,8 @@ typedef struct {
 
 /* The first and the second half of a creation: find the kernel that a node names; check all that it runs with. */
 HIDDEN OrtStatus *node_find(Node *node, const OrtApi *api, const OrtKernelInfo *info);
+/* The type of Y of the operator that a node is. */
+HIDDEN OrtTensorType op_y_type(const OrtCustomOp *op);
 HIDDEN OrtStatus *node_check(Node *node, const OrtKernelInfo *info);
 
 /* A status with one sentence that begins with the node's name. */

@@ -11,6 +11,7 @@ from ...ir import LayerKind, Program
 from ..frontend.constants import Constants
 from ..frontend.quantized import Coding
 from .rewrite import SparseOp, data_type, export
+from .unsigned import make_unsigned
 
 if TYPE_CHECKING:
     import numpy as np
@@ -60,8 +61,8 @@ def _isolate(program: Program, layer: Layer, rows: tuple[int, ...]) -> tuple[onn
     # Step 1. What makes X of codes and codes of Y comes along.
     nodes, x, y = list(layer.nodes), layer.x, layer.nodes[-1].outputs[0]
     head = Coding.of(x.producer(), constants) if layer.x_grid is not None else None
-    signed = layer.y_grid is not None and layer.y_codes is None
-    tail = Coding.of(next(iter(y.uses())).node, constants) if signed else None
+    apart = layer.y_grid is not None and layer.y_codes is None
+    tail = Coding.of(next(iter(y.uses())).node, constants) if apart else None
     if head is not None and head.node.inputs[0] is not None:
         nodes.append(head.node)
         x = head.node.inputs[0]
@@ -85,14 +86,18 @@ def _isolate(program: Program, layer: Layer, rows: tuple[int, ...]) -> tuple[onn
         y_codes=None if layer.y_codes is None else graph.outputs[0],
         residual=None if layer.residual is None else values.get(layer.residual, _cloned_residual(layer, cloned)),
     )
-    # Step 4. Types and sizes of inputs and output.
-    floats, out = data_type(layer), onnx_ir.DataType.UINT8 if layer.y_codes is not None else data_type(layer)
-    y_shape = _turned((*rows, layer.out_features), layer.transpose_y)
+    # Step 4. Types and sizes of inputs and output; codes in uint8 where the whole model could have them so.
+    floats, y_shape = data_type(layer), _turned((*rows, layer.out_features), layer.transpose_y)
     for value in graph.inputs:
         _set(value, floats, y_shape)
     _set(values[x], floats if head is None else head.kind, _turned((*rows, layer.in_features), layer.transpose_x))
-    _set(graph.outputs[0], out if tail is None else tail.kind, y_shape)
-    return onnx_ir.Model(graph, ir_version=program.model.ir_version), copy
+    _set(graph.outputs[0], floats if tail is None else tail.kind, y_shape)
+    model = onnx_ir.Model(graph, ir_version=program.model.ir_version)
+    for side, codes in (("x", copy.x_codes), ("y", copy.y_codes)):
+        if codes is not None:
+            make_unsigned(model, codes, f"{{}}.{side}".format)
+            codes.type = onnx_ir.TensorType(onnx_ir.DataType.UINT8)
+    return model, copy
 
 
 def _sources(

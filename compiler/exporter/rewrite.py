@@ -22,12 +22,13 @@ import numpy as np
 import onnx_ir
 
 from ...ir.grid import CODES
-from ...ir.values import Floats, Int8
+from ...ir.values import Floats
 from ...ir.values.floats import DTYPES
-from ..frontend.constants import OVERRIDABLE_FROM_IR, Constants, overridable
+from ..frontend.constants import Constants, overridable
 from ..frontend.nodes import attribute, operand
 from ..frontend.quantized import Coding
 from ..frontend.weights import from_matrix, weight_index
+from .unsigned import add_initializer, make_unsigned
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -159,6 +160,8 @@ class _Rewriter:
         """Replace the layer's nodes by one sparse operator, with Transposes around it where it needs them."""
         old = [self._node[node] for node in layer.nodes]
         last = old[-1]
+        if layer.y_codes is not None:
+            self._make_unsigned(last.outputs[0])
         index = weight_index(layer)
         weight, x = old[0].inputs[index], old[0].inputs[1 - index]
         assert weight is not None
@@ -330,25 +333,25 @@ class _Rewriter:
     def _shared(self, op: SparseOp, base: str) -> list[onnx_ir.Value | None]:
         """What the values share: scales or a codebook; and the sums of codes, where products are of integers."""
         matrix = op.matrix
-        # Scales of one group of inputs lie together: they meet vectors of outputs.
-        table = matrix.table.T if isinstance(matrix.kind, Int8) else matrix.table
+        table = matrix.kind.laid_out(matrix.table, matrix.panel)
         return [
-            self._initializer(f"{base}.table", np.ascontiguousarray(table).ravel()) if table.size else None,
+            self._initializer(f"{base}.table", table) if table.size else None,
             self._initializer(f"{base}.sums", matrix.sums) if op.x != "float" else None,
         ]
 
     def _codes(self, x: onnx_ir.Value, layer: Layer) -> onnx_ir.Value:
-        """The codes in uint8 that the float32 value `x` was made of."""
+        """The codes that the float32 value `x` was made of, in uint8."""
         node = x.producer()
-        if node is not None and layer.x_grid is not None and layer.x_codes is None:
-            # Of signed codes, which the model rounded what came from uint8 to: to the same numbers.
-            rounding = None if node.inputs[0] is None else node.inputs[0].producer()
-            source = None if rounding is None else rounding.inputs[0]
-            node = None if source is None else source.producer()
-        codes = None if node is None or node.op_type != "DequantizeLinear" else node.inputs[0]
-        if codes is None:
+        if node is None or node.op_type != "DequantizeLinear" or node.inputs[0] is None:
             raise ValueError(f"layer '{layer.name}': its input is not quantised")
-        return codes
+        self._make_unsigned(node.inputs[0])
+        return node.inputs[0]
+
+    def _make_unsigned(self, codes: onnx_ir.Value) -> None:
+        around = [node for node in (codes.producer(), *(use.node for use in codes.uses())) if node is not None]
+        old = [value for node in around for value in node.inputs[2:3] if value is not None]
+        make_unsigned(self.model, codes, self._unique)
+        self._drop_if_unused(old)
 
     def _dequantized(self, codes: onnx_ir.Value, grid: Grid, layer: Layer, new: list[onnx_ir.Node]) -> onnx_ir.Value:
         """`codes` as float32; the node goes where every layer that follows reads the codes."""
@@ -403,14 +406,7 @@ class _Rewriter:
 
     def _initializer(self, name: str, array: NDArray[np.generic]) -> onnx_ir.Value:
         """A new initialiser under `name`, or that with a number behind it."""
-        name = self._unique(name)
-        value = onnx_ir.Value(name=name, const_value=onnx_ir.Tensor(array, name=name))
-        self._graph.register_initializer(value)
-        if self.model.ir_version < OVERRIDABLE_FROM_IR:  # there an initialiser has to be a graph input too
-            value.type = onnx_ir.TensorType(onnx_ir.DataType.from_numpy(array.dtype))
-            value.shape = onnx_ir.Shape(array.shape)
-            self._graph.inputs.append(value)
-        return value
+        return add_initializer(self.model, self._unique(name), array)
 
     def _unique(self, name: str) -> str:
         return _take_name(name, self._names)

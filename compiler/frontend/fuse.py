@@ -20,7 +20,7 @@ import numpy as np
 from ...ir import Activation, Epilogue, Layer
 from .activation import OPERATORS, POINTS, identify, number
 from .constants import is_scalar
-from .quantized import Coding
+from .quantized import Coding, unsigned
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -120,7 +120,7 @@ def fuse_residual(layer: Layer, context: Context) -> Layer | None:
 
 
 def fuse_quantizer(layer: Layer, context: Context) -> Layer | None:
-    """`QuantizeLinear(Y)` to 8 bits by one scale, after a weight that is dequantised; to uint8 the layer covers it."""
+    """`QuantizeLinear(Y)` to 8 bits by one scale, after a weight that is dequantised; covered where uint8 will do."""
     output = layer.nodes[-1].outputs[0]
     node = context.only_reader(output)
     # A residual may have any shape that broadcasts, which only floats do.
@@ -131,9 +131,10 @@ def fuse_quantizer(layer: Layer, context: Context) -> Layer | None:
         return None
     if coding.fault("output"):
         return replace(layer, obstacle=coding.fault("output"))
-    if coding.kind.name != "UINT8" or coding.grid is None:
+    codes = unsigned(node.outputs[0], coding, context.constants)
+    if codes is None:
         return replace(layer, y_grid=coding.grid)
-    return replace(layer, y_grid=coding.grid, y_codes=node.outputs[0], nodes=(*layer.nodes, node))
+    return replace(layer, y_grid=coding.grid, y_codes=codes, nodes=(*layer.nodes, node))
 
 
 STEPS: tuple[Step, ...] = (fuse_bias, fuse_activation, fuse_residual, fuse_quantizer)

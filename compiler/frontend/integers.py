@@ -65,7 +65,7 @@ def find_integer(node: onnx_ir.Node, constants: Constants) -> Layer | None:
     zero_point = _by_output(node, form.zero_point, len(matrix), constants, default=0)
     scale = _by_output(node, form.scale, len(matrix), constants, default=1)
     words = "a convolution of integers" if form.kind is LayerKind.CONV else "a product of integers"
-    advice = "" if form.kind is LayerKind.CONV else ", but for MatMul or Gemm in QDQ form"
+    advice = "" if form.kind is LayerKind.CONV else " but for models in QDQ form"
     return Layer(
         name=node.name or node.outputs[0].name or node.op_type,
         kind=form.kind,

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 _WHOLE = ("INT8", "UINT8", "INT16", "UINT16", "INT32")
 # Signed codes are unsigned ones, shifted.
 _SHIFT = {"UINT8": 0, "INT8": 128}
+# Weights that are looked at together: rounding takes several times their memory.
+_PART = 1 << 22
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +68,7 @@ class Coding:
         if scale is None or scale.dtype != np.float32 or kind is None or not known:
             return None
         zero_point = np.zeros((), dtype=np.int32) if zero_point is None else zero_point
-        return cls(node, kind, scale, zero_point, (named and named.name) or "")
+        return cls(node, kind, scale, zero_point, "" if named is None else named.name or "")
 
     def fault(self, what: str) -> str:
         """What is wrong with the scale of the layer's `what`, in words; "" for nothing."""
@@ -120,19 +122,36 @@ def with_weight_coding(layer: Layer, constants: Constants) -> Layer:
     table = _by_output(layer, coding, turns)
     if table is None:
         return replace(layer, obstacle="its weight has scales along its inputs; no sparse operator yet")
-    exact = np.array_equal(Int8().round(layer.weight, table), layer.weight)
+    parts = max(1, layer.weight.size // _PART)
+    pieces = zip(np.array_split(layer.weight, parts), np.array_split(table, parts), strict=True)
+    exact = all(np.array_equal(Int8().round(weight, scales), weight) for weight, scales in pieces)
     return replace(layer, values=Int8(), table=table) if exact else layer
 
 
 def with_input_coding(layer: Layer, constants: Constants) -> Layer:
     """The layer, with the codes that its X is dequantised from; for weights that are dequantised, too."""
-    coding = Coding.of(layer.x.producer(), constants)
-    if not layer.stored or layer.obstacle or coding is None or coding.node.op_type != "DequantizeLinear":
+    coding = Coding.of(layer.x.producer(), constants) if layer.stored and not layer.obstacle else None
+    if coding is None or coding.node.op_type != "DequantizeLinear":
         return layer
     if coding.fault("input"):
         return replace(layer, obstacle=coding.fault("input"))
-    codes = coding.node.inputs[0] if coding.kind.name == "UINT8" and coding.grid is not None else None
-    return replace(layer, x_grid=coding.grid, x_codes=codes)
+    return replace(layer, x_grid=coding.grid, x_codes=unsigned(coding.node.inputs[0], coding, constants))
+
+
+def unsigned(codes: onnx_ir.Value | None, coding: Coding, constants: Constants) -> onnx_ir.Value | None:
+    """`codes` as they are uint8 or could be: where one node makes them and all others turn them back by its grid.
+
+    ONNX Runtime shifts such pairs itself on x86-64, where it has no fast products of two signed numbers.
+    """
+    if codes is None or coding.grid is None or coding.kind.name == "UINT8":
+        return codes if coding.grid is not None else None
+    maker, readers = codes.producer(), [use.node for use in codes.uses()]
+    around = [Coding.of(node, constants) for node in (maker, *readers)]
+    agree = all(one is not None and one.grid == coding.grid and operand(one.node, 2) is not None for one in around)
+    if maker is None or maker.op_type != "QuantizeLinear" or "output_dtype" in maker.attributes or not agree:
+        return None
+    turned = all(node.op_type == "DequantizeLinear" and node.graph is maker.graph for node in readers)
+    return codes if turned and not codes.is_graph_output() else None
 
 
 def check_zero_points(value: onnx_ir.Value | None, constants: Constants) -> None:
@@ -153,10 +172,10 @@ def _kind(node: onnx_ir.Node, constants: Constants) -> onnx_ir.DataType | None:
         return stated or (onnx_ir.DataType(wanted) if wanted else onnx_ir.DataType.UINT8)
     codes, zero = operand(node, 0), operand(node, 2)
     found = None if codes is None else _stated(codes, constants)
-    if found is not None and stated is not None and found != stated:
+    if codes is not None and found is not None and zero is not None and stated is not None and found != stated:
         raise SparsecError(
-            f"{node_label(node)}: the zero point '{zero and zero.name}' is {stated.name.lower()}, but the codes "
-            f"'{codes and codes.name}' are {found.name.lower()}; they must be of one type. Quantise the model again."
+            f"{node_label(node)}: the zero point '{zero.name}' is {stated.name.lower()}, but the codes '{codes.name}' "
+            f"are {found.name.lower()}; they must be of one type. Quantise the model again."
         )
     return stated or found
 

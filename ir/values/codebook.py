@@ -51,7 +51,7 @@ class Codebook(Values):
         """4 or 8."""
         return 4 if self.size == 16 else 8
 
-    def table_size(self, shape: tuple[int, int]) -> int:
+    def table_size(self, shape: tuple[int, int], panel: int = 0) -> int:
         """One entry a code."""
         return self.size
 
@@ -84,11 +84,25 @@ class Codebook(Values):
 
 
 def _means(points: NDArray[np.float64], mass: NDArray[np.float64], count: int) -> NDArray[np.float64]:
-    """`count` centres of `points` (sorted, on a line) by Lloyd's algorithm; the same every time.
+    """`count` centres of `points` (sorted, on a line); the same every time.
 
-    The start gives every centre the same share of mass^(1/3): where the best quantiser of a density has them (Panter
-    and Dite 1951).
+    The better of what Lloyd's algorithm makes of two starts: the same share of mass^(1/3) for every centre, which is
+    where the best quantiser of a density has them (Panter and Dite 1951), and equal steps, so that the result is never
+    worse than these.
     """
+    found = [
+        _lloyd(points, mass, start)
+        for start in (_shares(points, mass, count), np.linspace(points[0], points[-1], count))
+    ]
+    return min(found, key=lambda centres: _loss(points, mass, centres))
+
+
+def _loss(points: NDArray[np.float64], mass: NDArray[np.float64], centres: NDArray[np.float64]) -> float:
+    nearest = centres[np.searchsorted((centres[1:] + centres[:-1]) / 2, points)]
+    return float(mass @ np.square(points - nearest))
+
+
+def _shares(points: NDArray[np.float64], mass: NDArray[np.float64], count: int) -> NDArray[np.float64]:
     gaps = np.diff(points, prepend=points[0])
     spread = np.cumsum(np.cbrt(mass) * np.cbrt(np.maximum(gaps, 1e-30)) ** 2)
     aims = (np.arange(count) + 0.5) / count * spread[-1]
@@ -97,12 +111,19 @@ def _means(points: NDArray[np.float64], mass: NDArray[np.float64], count: int) -
         rest = np.setdiff1d(points, centres)
         picks = np.linspace(0, len(rest) - 1, count - len(centres)).round().astype(np.int64)
         centres = np.sort(np.concatenate([centres, rest[picks]]))
+    return np.asarray(centres)
+
+
+def _lloyd(points: NDArray[np.float64], mass: NDArray[np.float64], centres: NDArray[np.float64]) -> NDArray[np.float64]:
     masses, moments = (np.concatenate(([0.0], np.cumsum(a))) for a in (mass, mass * points))
     for _ in range(_STEPS):
         edges = np.searchsorted(points, (centres[1:] + centres[:-1]) / 2)
         bounds = np.concatenate(([0], edges, [len(points)]))
         inside = np.diff(masses[bounds])
-        moved = np.where(inside > 0, np.diff(moments[bounds]) / np.maximum(inside, 1e-300), centres)
+        moved = np.diff(moments[bounds]) / np.maximum(inside, 1e-300)
+        # Sums that cancel may be off: a mean lies between the points that it is of.
+        first, last = points[np.minimum(bounds[:-1], len(points) - 1)], points[np.maximum(bounds[1:] - 1, 0)]
+        moved = np.where((inside > 0) & (first <= last), np.clip(moved, first, last), centres)
         if np.array_equal(moved, centres):
             break
         centres = moved

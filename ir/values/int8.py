@@ -49,9 +49,13 @@ class Int8(Values):
         """Of codes."""
         return np.dtype(np.int8)
 
-    def table_size(self, shape: tuple[int, int]) -> int:
+    def table_size(self, shape: tuple[int, int], panel: int = 0) -> int:
         """One scale an output and group of inputs."""
-        return shape[0] * (-(-shape[1] // self.group) if self.group else 1)
+        return shape[0] * -(-shape[1] // self.group) + panel if self.group else shape[0]
+
+    def laid_out(self, table: NDArray[np.float32], panel: int) -> NDArray[np.float32]:
+        """[groups, out], so that vectors of outputs meet vectors of scales; the last may stick out of a last group."""
+        return np.pad(table.T.ravel(), (0, panel if self.group else 0))
 
     def fit(self, weight: NDArray[Any], importance: NDArray[Any] | None = None) -> NDArray[np.float32]:
         """The largest weight of each group becomes 127: nothing is clipped. A group of zeros gets the scale 1."""
@@ -72,4 +76,4 @@ class Int8(Values):
 
     def _spread(self, table: NDArray[np.float32], inputs: int) -> NDArray[np.float32]:
         """The scale of every weight: [out, 1] or [out, in]."""
-        return table.repeat(self.group, axis=1)[:, :inputs] if self.group else table
+        return table.repeat(min(self.group, inputs), axis=1)[:, :inputs] if self.group else table

@@ -127,7 +127,7 @@ def pointers(arrays: Sequence[Array]) -> list[Any]:
 def arguments(data: Data, y: Array, scratch: Array) -> list[Array]:
     """Everything behind a kernel's pointers, in their order."""
     m = data.matrix
-    table = np.ascontiguousarray(m.table.T) if isinstance(m.kind, Int8) else m.table
+    table = m.kind.laid_out(m.table, m.panel)
     parts = {"x": data.x, "values": m.values, "indices": m.indices, "indptr": m.indptr, "table": table, "y": y}
     parts |= {"bias": data.bias, "residual": data.residual, "workspace": scratch}
     return [parts.get(name, np.zeros(0, dtype=np.float32)) for name in POINTERS]
@@ -356,12 +356,11 @@ class Fence:
 
 @pytest.mark.skipif(not hasattr(os, "fork") or platform.system() != "Linux", reason="needs fork and mprotect")
 @pytest.mark.parametrize("block", [(1, 1), (1, 5), (3, 3), (4, 4), (5, 2), (8, 8), (40, 3)], ids="{0[0]}x{0[1]}".format)
-@pytest.mark.parametrize("kernel", KERNELS)
-def test_reads_nothing_beyond_its_arguments(kernel: str, block: tuple[int, int], host: CpuTarget) -> None:
+@pytest.mark.parametrize(("kernel", "kind"), [*((name, FLOAT32) for name in KERNELS), *(("outputs", k) for k in KINDS)])
+def test_reads_nothing_beyond_its_arguments(kernel: str, kind: Values, block: tuple[int, int], host: CpuTarget) -> None:
     """In a child process, which a read of one byte too much would kill."""
-    code = Code(
-        Schedule(kernel, 4, pack=True, prefetch=8, pairs=True), (43, 51), block, Epilogue(bias=True, residual=True)
-    )
+    schedule = Schedule(kernel, 4, pack=True, prefetch=8, pairs=True)
+    code = Code(schedule, (43, 51), block, Epilogue(bias=True, residual=True), kind)
     call = compiled(code, host)
     child = os.fork()
     if child == 0:

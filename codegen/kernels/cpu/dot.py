@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from .lanes import adjacent, broadcast
+from .lanes import adjacent, broadcast, shuffle
 
 if TYPE_CHECKING:
     from ...target import CpuTarget
@@ -52,17 +52,36 @@ class Dot:
         """Operands from 4 * `lanes` int8, four inputs of an output adjacent."""
         from tvm.tirx.script import builder as T
 
-        if self.instruction == "vpdpbusd":
-            return (T.Bind(codes),)
-        return self._split(T.Bind(self._as(codes)), signed=True)
+        match self.instruction:
+            case "vpdpbusd":
+                return (T.Bind(codes),)
+            case "pmaddwd":
+                return self._split(T.Bind(self._as(codes)), signed=True)
+            case _:
+                return self._extended(T.Bind(codes))
 
     def inputs(self, four: Expr) -> tuple[Expr, ...]:
         """Operands from four uint8 in an int32, for all lanes."""
         from tvm.tirx.script import builder as T
 
-        if self.instruction == "vpdpbusd":
-            return (T.Bind(T.reinterpret(f"int8x{4 * self.lanes}", broadcast(four, self.lanes))),)
-        return self._split(T.Bind(self._as(broadcast(four, self.lanes))), signed=False)
+        match self.instruction:
+            case "vpdpbusd":
+                return (T.Bind(T.reinterpret(f"int8x{4 * self.lanes}", broadcast(four, self.lanes))),)
+            case "pmaddwd":
+                return self._split(T.Bind(self._as(broadcast(four, self.lanes))), signed=False)
+            case _:
+                codes = T.Bind(T.reinterpret("uint8x4", four))
+                return tuple(T.Bind(broadcast(T.Cast("int32", shuffle([codes], [j])), self.lanes)) for j in range(4))
+
+    def _extended(self, codes: Expr) -> tuple[Expr, ...]:
+        """Each of four bytes of every lane as int32.
+
+        By casts: shifts of whole lanes are what LLVM 22 turns into wrong code where it makes vectors of them.
+        """
+        from tvm import tirx
+        from tvm.tirx.script import builder as T
+
+        return tuple(T.Bind(tirx.Cast(self._type, shuffle([codes], range(j, 4 * self.lanes, 4)))) for j in range(4))
 
     def accumulate(self, acc: Buffer, x: tuple[Expr, ...], w: tuple[Expr, ...]) -> None:
         """Emit the sum."""

@@ -65,7 +65,11 @@ class _Emitter:
             panel = args.panel_begin + i
             at = Panel.locate(self.problem, args, panel)
             sums = self.sums(at, packed)
-            store_panel(self.problem, args, row, panel, at.output, self.scaled(sums, at, packed), self.dot.lanes)
+
+            def scaled(value: Expr, r: int, output: Expr, lanes: int) -> Expr:
+                return self.scaled(value, packed, r, output, lanes)
+
+            store_panel(self.problem, args, row, panel, at.output, sums, self.dot.lanes, scaled)
 
     def sums(self, at: Panel, packed: Packed) -> list[list[Expr]]:
         """Emit the loop over the blocks; returns expressions [row][vector] of the sums, int32."""
@@ -92,21 +96,15 @@ class _Emitter:
             [dot.total([acc[c][r][v] for c in range(chains)]) for v in range(self.vectors)] for r in range(packed.rows)
         ]
 
-    def scaled(self, sums: list[list[Expr]], at: Panel, packed: Packed) -> list[list[Expr]]:
-        """The products as float32: [row][vector]."""
+    def scaled(self, value: Expr, packed: Packed, r: int, output: Expr, lanes: int) -> Expr:
+        """The product of a row as float32, for `lanes` outputs from one on."""
         from tvm import tirx
 
-        T, args, lanes = self.T, self.args, self.dot.lanes
-        result: list[list[Expr]] = [[] for _ in sums]
-        for v in range(self.vectors):
-            outputs = adjacent(at.output + v * lanes, lanes)
-            own, scales = T.Bind(args.sums[outputs]), T.Bind(args.table[outputs])
-            for r, vectors in enumerate(sums):
-                scale, zero_point = self.row(packed, r)
-                exact = vectors[v] - own * broadcast(zero_point, lanes)
-                value = tirx.Cast(f"float32x{lanes}" if lanes > 1 else "float32", exact)
-                result[r].append(T.Bind(value * (scales * broadcast(scale, lanes))))
-        return result
+        T, args, outputs = self.T, self.args, adjacent(output, lanes)
+        scale, zero_point = self.row(packed, r)
+        exact = value - args.sums[outputs] * broadcast(zero_point, lanes)
+        value = tirx.Cast(f"float32x{lanes}" if lanes > 1 else "float32", exact)
+        return T.Bind(value * (args.table[outputs] * broadcast(scale, lanes)))
 
     def row(self, packed: Packed, r: int) -> tuple[Expr, Expr]:
         """Scale and zero point (int32) of a row of X."""

@@ -11,14 +11,23 @@ from .lanes import adjacent
 from .quantize import Y_INVERSE, Y_ZERO_POINT, quantized
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from ...problem import Problem
     from .abi import Arguments, Expr
 
+    # A sum of row r of the tile, from an output on, so many lanes: as float32.
+    Scaled = Callable[[Expr, int, Expr, int], Expr]
+
 
 def store(
-    problem: Problem, args: Arguments, row: Expr, output: Expr, sums: Sequence[Sequence[Expr]], lanes: int
+    problem: Problem,
+    args: Arguments,
+    row: Expr,
+    output: Expr,
+    sums: Sequence[Sequence[Expr]],
+    lanes: int,
+    scaled: Scaled | None = None,
 ) -> None:
     """Emit Y[row + r, output + v * lanes ...] = epilogue(sums[r][v]) for vectors of `lanes` adjacent outputs."""
     from tvm.tirx.script import builder as T
@@ -30,6 +39,7 @@ def store(
         for v, value in enumerate(vectors):
             at = output + v * lanes
             where = adjacent((row + r) * n + at, lanes)
+            value = scaled(value, r, at, lanes) if scaled else value
             value = _biased(problem, args, value, at, lanes)
             T.buffer_store(args.y, _finished(problem, args, value, where, lanes) if once else value, [where])
     if not once:
@@ -40,35 +50,50 @@ def store(
 
 
 def store_panel(
-    problem: Problem, args: Arguments, row: Expr, panel: Expr, output: Expr, sums: Sequence[Sequence[Expr]], lanes: int
+    problem: Problem,
+    args: Arguments,
+    row: Expr,
+    panel: Expr,
+    output: Expr,
+    sums: Sequence[Sequence[Expr]],
+    lanes: int,
+    scaled: Scaled | None = None,
 ) -> None:
     """The same for the outputs of a panel, which may stick out of its block row or of the matrix."""
     from tvm.tirx.script import builder as T
 
     if problem.block[0] % problem.panel == 0 and problem.out_features % problem.block[0] == 0:
-        store(problem, args, row, output, sums, lanes)
+        store(problem, args, row, output, sums, lanes, scaled)
         return
     valid = T.min(first_output(problem, panel + 1), T.int64(problem.out_features)) - output
     with T.If(valid == problem.panel):
         with T.Then():
-            store(problem, args, row, output, sums, lanes)
+            store(problem, args, row, output, sums, lanes, scaled)
         with T.Else():
-            _store_part(problem, args, row, output, valid, sums, lanes)
+            _store_part(problem, args, row, output, valid, sums, lanes, scaled)
 
 
 def _store_part(
-    problem: Problem, args: Arguments, row: Expr, output: Expr, valid: Expr, sums: Sequence[Sequence[Expr]], lanes: int
+    problem: Problem,
+    args: Arguments,
+    row: Expr,
+    output: Expr,
+    valid: Expr,
+    sums: Sequence[Sequence[Expr]],
+    lanes: int,
+    scaled: Scaled | None,
 ) -> None:
     """Through a small buffer, element by element: nothing beyond `valid` outputs is read or written."""
     from tvm.tirx.script import builder as T
 
     for r, vectors in enumerate(sums):
-        part = T.alloc_buffer((problem.panel,))
+        part = T.alloc_buffer((problem.panel,), "int32" if problem.integers else "float32")
         for v, value in enumerate(vectors):
             T.buffer_store(part, value, [adjacent(T.int64(v * lanes), lanes)])
         with T.serial(valid) as i:
             at = (row + r) * problem.out_features + output + i
-            value = T.Bind(_biased(problem, args, part[i], output + i, 1))
+            value = scaled(part[i], r, output + i, 1) if scaled else part[i]
+            value = T.Bind(_biased(problem, args, value, output + i, 1))
             T.buffer_store(args.y, _finished(problem, args, value, at, 1), [at])
 
 
