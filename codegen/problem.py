@@ -7,11 +7,15 @@ from typing import TYPE_CHECKING
 
 from ..ir import Epilogue
 from ..ir.sparse_matrix import DOT_INPUTS
-from ..ir.values import Floats, Values
+from ..ir.values import Floats, Int8, Values
 from ..ir.values.floats import DTYPES
 
 if TYPE_CHECKING:
     from ..ir import SparseMatrix
+
+
+# Of so many products of uint8 and int8 the sum still fits int32, whatever they are: 2^31 / (255 * 128).
+MAX_INTEGER_INPUTS = 65_793
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,9 +48,23 @@ class Problem:
     x: str = "float"
     y: str = "float"
 
+    def __post_init__(self) -> None:
+        fours = self.block[1] % DOT_INPUTS == 0 and self.in_features % DOT_INPUTS == 0
+        if self.integers and not (self.kind == Int8() and fours and self.in_features < MAX_INTEGER_INPUTS):
+            raise ValueError(
+                f"products of integers need int8 weights with one scale an output and whole fours of fewer than "
+                f"{MAX_INTEGER_INPUTS:,} inputs, not {self.values} in blocks of {self.block[1]} of {self.in_features:,}"
+            )
+
     @classmethod
     def of(cls, matrix: SparseMatrix, epilogue: Epilogue, x: str = "float", y: str = "float") -> Problem:
-        """The problem that `matrix` poses."""
+        """The problem that `matrix` poses.
+
+        Raises:
+            ValueError: `x` asks for products of integers, which the matrix is not packed for.
+        """
+        if (x != "float") != (matrix.together == DOT_INPUTS):
+            raise ValueError(f"X as '{x}' and inputs {matrix.together} together do not go with each other")
         density = matrix.blocks / max(matrix.pattern.grid(matrix.shape)[0] * matrix.pattern.grid(matrix.shape)[1], 1)
         return cls(
             in_features=matrix.shape[1],

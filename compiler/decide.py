@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from ..codegen.target import Target
     from ..codegen.tune import Database, Tuned
-    from ..ir import Program
+    from ..ir import Layer, Program
     from .machine import Machine
     from .plan import Candidate
     from .probe import Workload
@@ -202,4 +202,19 @@ def sparse_decision(candidate: Candidate, reason: str, timings: tuple[Timing, ..
         schedule=schedule,
         timings=timings,
         pruned=candidate.pruned,
+    )
+
+
+def dense_decision(layer: Layer, reason: str) -> Decision:
+    """The record of a layer that stays as it came."""
+    return Decision(
+        layer=layer.name,
+        kind=layer.kind.value,
+        op_type=layer.op_type,
+        shape=(layer.out_features, layer.in_features) if layer.weight.ndim == 2 else (0, 0),
+        choice="dense",
+        reason=reason,
+        zeros_before=layer.zeros,
+        zeros_after=layer.zeros,
+        bytes_dense=layer.nbytes,
     )

@@ -21,16 +21,15 @@ from ..passes.solve import AUTO
 from . import artifact
 from .budget import PLANNED, Fitting, Search, with_pattern
 from .calibration import has_rows
-from .chains import chained
 from .config import CompileConfig
 from .context import Context, Progress, Silent, make_context
-from .decide import Bench, choose, compare_layer, compare_models, predicted_timings, settle, sparse_decision
+from .decide import dense_decision
 from .dense_int8 import statically_quantized
-from .exporter import SparseOp, export, save, session_source, store_coded
+from .exporter import export, save, session_source, store_coded
 from .frontend import read
 from .frontend.weights import weight_index
-from .kernels import distinct_kernels, make_kernels, sparse_op
 from .machine import Cpu, Machine
+from .outcome import Outcome, decide
 from .plan import Candidate, Plan, make_plan, with_weights
 from .probe import Workload, probe
 from .report import DenseInt8, Fidelity, Quality, Report, SurveyPoint, Verification
@@ -41,9 +40,7 @@ if TYPE_CHECKING:
     import onnx_ir
     from numpy.typing import NDArray
 
-    from ..codegen.kernel import Kernel
-    from ..codegen.tune import Tuned
-    from ..ir import Layer, Program, Timing
+    from ..ir import Program
     from .budget import Chosen
 
 # Sparsities that the survey of a dense model measures.
@@ -53,16 +50,6 @@ _LOCAL = {"cache", "inputs", "calib", "labels", "eval_data", "eval_labels", "met
 # Above this relative error against the dense model with the same weights an artifact is wrong, not merely rounded. Half
 # precision and 8 bits round before every operator, and a value near a tie goes either way.
 WRONG, WRONG_ROUNDED = 1e-2, 1e-1
-
-
-@dataclass(frozen=True)
-class _Outcome:
-    """Candidates, measured: which became sparse, and the records."""
-
-    ops: dict[str, SparseOp]
-    kernels: tuple[Kernel, ...]
-    decisions: dict[str, Decision]
-    timings: tuple[Timing, ...]
 
 
 def compile(
@@ -92,14 +79,14 @@ def compile(
         plan = _plan(program, context)
         # Step 3. Run the model once: which shapes reach its layers.
         workload = probe(program, config, context.folder, context.machine)
-        if config.budgeted and config.pattern == AUTO:
+        if config.calib is not None and config.pattern == AUTO:
             context = with_pattern(program, plan, workload, context)
             plan = _plan(program, context)
         # Step 4. With data: choose and fit their weights. Under a budget, until an artifact holds.
         for source, attempt, fitting, search in _attempts(program, plan, workload, context):
             # Step 5. Compile and tune kernels; keep what is faster by itself, then what is faster together.
             candidates = attempt.candidates if fitting is None else fitting.with_grids(attempt.candidates)
-            outcome = _decide(source, candidates, workload, context)
+            outcome = decide(source, candidates, workload, context)
             # Step 6. Write the artifact; where nothing changed, as the model came.
             weights = _Weights.of(attempt, outcome, config)
             out, stored = _write(source if outcome.ops or weights.dense else program, outcome, weights, context)
@@ -261,7 +248,7 @@ def _dense_times(program: Program, workload: Workload, context: Context) -> tupl
     return tuple(machine.compare(first, second, feeds).dense_us for feeds in workload.feeds.values())
 
 
-def _judge(fitting: Fitting | None, outcome: _Outcome, context: Context) -> tuple[Fidelity | None, Quality | None]:
+def _judge(fitting: Fitting | None, outcome: Outcome, context: Context) -> tuple[Fidelity | None, Quality | None]:
     """The artifact's outputs on data that no weight was fitted to."""
     machine = _checker(outcome, context)
     if fitting is None or machine is None:
@@ -277,6 +264,8 @@ def _dense_int8(program: Program, fitting: Fitting | None, workload: Workload, c
     machine = context.machine
     if context.config.dense_baseline == "fp32" or machine is None or not workload.feeds:
         return None
+    if any(layer.stored for layer in program.layers):
+        return DenseInt8((), None, "the model is quantised already: its own form is the baseline")
     context.progress.start("quantising the dense model", None)
     dense = session_source(program.model, context.folder)
     runs = [*workload.feeds.values()] if fitting is None else fitting.runs
@@ -293,107 +282,6 @@ def _dense_int8(program: Program, fitting: Fitting | None, workload: Workload, c
     return DenseInt8(tuple(one.speedup for one in compared), metric)
 
 
-def _decide(program: Program, candidates: Mapping[str, Candidate], workload: Workload, context: Context) -> _Outcome:
-    """Kernels for all candidates, then the choice: measured where the target is this machine, predicted elsewhere."""
-    if not candidates or not workload.feeds:
-        why = f"the model could not be run to measure it: {workload.failure}"
-        return _Outcome({}, (), {name: _dense(c.layer, why) for name, c in candidates.items()}, ())
-    tuned = make_kernels(candidates, workload, context)
-    ops = {name: sparse_op(candidate, tuned[name], context) for name, candidate in candidates.items()}
-    if context.machine is not None:
-        return _measure(program, candidates, ops, tuned, workload, context, context.machine)
-    decisions = _predict(candidates, tuned, workload, context)
-    return _outcome(ops, tuned, decisions, ())
-
-
-def _outcome(
-    ops: Mapping[str, SparseOp],
-    tuned: Mapping[str, Tuned],
-    decisions: dict[str, Decision],
-    timings: tuple[Timing, ...],
-) -> _Outcome:
-    stay = [name for name in ops if decisions[name].choice == "sparse"]
-    return _Outcome(
-        {name: ops[name] for name in stay}, distinct_kernels(tuned[name] for name in stay), decisions, timings
-    )
-
-
-def _predict(
-    candidates: Mapping[str, Candidate], tuned: Mapping[str, Tuned], workload: Workload, context: Context
-) -> dict[str, Decision]:
-    """For machines that are elsewhere: by a cost model for GPUs; CPUs have none, and get what was asked for."""
-    decisions = {}
-    for name, candidate in candidates.items():
-        timings = predicted_timings(tuned[name], candidate, workload)
-        faster, reason = choose(timings) if timings else (True, f"{context.target} is not this machine")
-        reason = f"predicted, not measured: {reason}"
-        if faster:
-            decisions[name] = sparse_decision(candidate, reason, timings, _words(tuned[name]))
-        else:
-            decisions[name] = dataclasses.replace(_dense(candidate.layer, reason), timings=timings)
-    return decisions
-
-
-def _measure(
-    program: Program,
-    candidates: Mapping[str, Candidate],
-    ops: Mapping[str, SparseOp],
-    tuned: Mapping[str, Tuned],
-    workload: Workload,
-    context: Context,
-    machine: Machine,
-) -> _Outcome:
-    """Each layer by itself, then the whole model, inside ONNX Runtime."""
-    library = context.folder / "candidates.so"
-    build_library(distinct_kernels(tuned.values()), library, context.target.cpu.requires)
-    threads, database = context.config.thread_count, context.tuner.database
-    baseline = context.config.dense_baseline
-    bench = Bench(library, context.folder, machine, threads, context.target, database, baseline)
-
-    # Each layer by itself.
-    decisions, gains = {}, {}
-    context.progress.start("measuring layers", len(candidates))
-    for name, candidate in candidates.items():
-        timings = compare_layer(program, candidate, ops[name], workload, bench)
-        faster, reason = choose(timings)
-        if faster:
-            decisions[name] = sparse_decision(candidate, reason, timings, _words(tuned[name]))
-            gains[name] = sum(timing.dense_us - timing.sparse_us for timing in timings)
-        else:
-            decisions[name] = dataclasses.replace(_dense(candidate.layer, reason), timings=timings)
-        context.progress.advance(name)
-
-    # The whole model.
-    context.progress.start("measuring the whole model", None)
-    stay, model_timings = settle(
-        gains, lambda names: compare_models(program, {name: ops[name] for name in names}, workload, bench)
-    )
-    linked = chained({name: candidates[name] for name in candidates if name in stay})
-    changed = {name: one for name, one in linked.items() if one != candidates[name]}
-    if changed:
-        context.progress.start("handing codes from layer to layer", None)
-        tuned, ops = dict(tuned), dict(ops)
-        tuned |= make_kernels(changed, workload, context)
-        ops |= {name: sparse_op(one, tuned[name], context) for name, one in changed.items()}
-        bench = dataclasses.replace(bench, library=context.folder / "linked.so")
-        build_library(distinct_kernels(tuned.values()), bench.library, context.target.cpu.requires)
-        model_timings = compare_models(program, {name: ops[name] for name in stay}, workload, bench)
-        decisions |= {
-            name: dataclasses.replace(decisions[name], schedule=_words(tuned[name]), inputs=one.x)
-            for name, one in changed.items()
-        }
-    for name in gains.keys() - stay:
-        taken_back = f"{decisions[name].reason} by itself, but the whole model was slower with it"
-        decisions[name] = dataclasses.replace(
-            _dense(candidates[name].layer, taken_back), timings=decisions[name].timings
-        )
-    return _outcome(ops, tuned, decisions, model_timings)
-
-
-def _words(tuned: Tuned) -> str:
-    return "; ".join(f"{rows} rows: {schedule}" for rows, schedule in tuned.schedules.items())
-
-
 @dataclass(frozen=True)
 class _Weights:
     """What the artifact has other than the model's.
@@ -407,7 +295,7 @@ class _Weights:
     biases: dict[str, NDArray[np.float32]]
 
     @classmethod
-    def of(cls, plan: Plan, outcome: _Outcome, config: CompileConfig) -> _Weights:
+    def of(cls, plan: Plan, outcome: Outcome, config: CompileConfig) -> _Weights:
         """Of the plan, where the outcome is sparse or dense layers are pruned too."""
         dense = {n: one.weight for n, one in plan.pruned.items() if n not in outcome.ops} if config.prune_all else {}
         new = {name: one for name, one in plan.pruned.items() if name in outcome.ops or name in dense}
@@ -415,7 +303,7 @@ class _Weights:
 
 
 def _write(
-    program: Program, outcome: _Outcome, weights: _Weights, context: Context
+    program: Program, outcome: Outcome, weights: _Weights, context: Context
 ) -> tuple[Path, dict[str, tuple[str, int]]]:
     """The artifact's folder, with model and library; what an earlier attempt left there goes.
 
@@ -432,7 +320,7 @@ def _write(
 
 
 def _store_dense(
-    program: Program, model: onnx_ir.Model, outcome: _Outcome, context: Context
+    program: Program, model: onnx_ir.Model, outcome: Outcome, context: Context
 ) -> dict[str, tuple[str, int]]:
     """Where codebooks were asked for: weights of dense layers, if a codebook holds them exactly."""
     kind = context.config.kind
@@ -446,7 +334,7 @@ def _store_dense(
 
 def _verify(
     program: Program,
-    outcome: _Outcome,
+    outcome: Outcome,
     weights: _Weights,
     workload: Workload,
     context: Context,
@@ -469,6 +357,8 @@ def _verify(
     compiled = machine.open(folder / artifact.MODEL, folder / artifact.LIBRARY)
     error = max((relative_error(e, a) for e, a in zip(expected, run_session(compiled, feeds), strict=True)), default=0)
     exact = all(op.matrix.dtype == "float32" and op.x == "float" for op in outcome.ops.values())
+    # Where the model itself rounds to codes, a last bit moves a value by one step.
+    exact = exact and not any(layer.stored for layer in program.layers)
     if error > (WRONG if exact else WRONG_ROUNDED) and outcome.ops:
         raise SparsecError(
             f"the compiled model differs from the dense one with the same weights by {error:.1e} of its largest "
@@ -477,7 +367,7 @@ def _verify(
     return Verification(error, len(expected), workload.inputs)
 
 
-def _checker(outcome: _Outcome, context: Context) -> Machine | None:
+def _checker(outcome: Outcome, context: Context) -> Machine | None:
     """Where the artifact's results can be checked: the target itself, else this CPU if it has all kernels."""
     if context.machine is not None:
         return context.machine
@@ -512,37 +402,24 @@ def _survey(
         plan = make_plan(program, config.model_copy(update={"sparsity": sparsity}), context.target)
         if plan.candidates.keys() <= kept.keys():
             return ()
-        outcome = _decide(program, plan.candidates, workload, context)
+        outcome = decide(program, plan.candidates, workload, context)
         speedups = tuple(timing.speedup for timing in outcome.timings) or (1.0,) * len(workload.batches)
-        points.append(SurveyPoint(sparsity, config.patterns[0], len(outcome.ops), speedups))
+        patterns = dict.fromkeys(str(candidate.matrix.pattern) for candidate in plan.candidates.values())
+        points.append(SurveyPoint(sparsity, " or ".join(patterns), len(outcome.ops), speedups))
     return tuple(points)
-
-
-def _dense(layer: Layer, reason: str) -> Decision:
-    return Decision(
-        layer=layer.name,
-        kind=layer.kind.value,
-        op_type=layer.op_type,
-        shape=(layer.out_features, layer.in_features) if layer.weight.ndim == 2 else (0, 0),
-        choice="dense",
-        reason=reason,
-        zeros_before=layer.zeros,
-        zeros_after=layer.zeros,
-        bytes_dense=layer.nbytes,
-    )
 
 
 def _decisions(
     program: Program,
     reasons: Mapping[str, str],
-    outcome: _Outcome,
+    outcome: Outcome,
     weights: _Weights,
     stored: Mapping[str, tuple[str, int]],
 ) -> tuple[Decision, ...]:
     """One a layer, in the order of the graph."""
     decisions = []
     for layer in program.layers:
-        decision = outcome.decisions.get(layer.name) or _dense(layer, reasons[layer.name])
+        decision = outcome.decisions.get(layer.name) or dense_decision(layer, reasons[layer.name])
         if layer.name in weights.dense:
             zeros = float((weights.dense[layer.name] == 0).mean())
             decision = dataclasses.replace(decision, zeros_after=zeros, pruned=True)
@@ -557,7 +434,7 @@ def _notes(
     decisions: Iterable[Decision],
     candidates: Mapping[str, Candidate],
     workload: Workload,
-    outcome: _Outcome,
+    outcome: Outcome,
     context: Context,
 ) -> tuple[str, ...]:
     notes = []
@@ -574,7 +451,7 @@ def _notes(
     return tuple(notes)
 
 
-def _describe(out: Path, report: Report, outcome: _Outcome, context: Context) -> None:
+def _describe(out: Path, report: Report, outcome: Outcome, context: Context) -> None:
     """Write report.json and manifest.json."""
     from importlib.metadata import version
 

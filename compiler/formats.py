@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ..codegen.problem import MAX_INTEGER_INPUTS
 from ..ir import parse_pattern
 from ..ir.sparse_matrix import DOT_INPUTS
 from ..ir.values import Floats, Int8
@@ -18,8 +19,6 @@ if TYPE_CHECKING:
     from ..ir.values import Values
     from .config import CompileConfig
 
-# Of so many products of uint8 and int8 the sum still fits int32, whatever they are: 2^31 / (255 * 128).
-MAX_INPUTS = 65_793
 # Outputs that a vector of products needs at least.
 _LEAST_ROWS = 4
 
@@ -58,7 +57,7 @@ def activations(layer: Layer, pattern: Pattern, config: CompileConfig) -> str:
     """How the layer's kernel would be given X: as floats, unless integers can be multiplied four inputs at a time."""
     out, inputs = layer.weight.shape
     cols, rows = min(pattern.cols, inputs), min(pattern.rows, out)
-    fits = cols % DOT_INPUTS == 0 and inputs % DOT_INPUTS == 0 and rows >= _LEAST_ROWS and inputs < MAX_INPUTS
+    fits = cols % DOT_INPUTS == 0 and inputs % DOT_INPUTS == 0 and rows >= _LEAST_ROWS and inputs < MAX_INTEGER_INPUTS
     if not fits or values_of(layer, config) != Int8():
         return "float"
     if layer.x_grid is not None and config.activations != "float":

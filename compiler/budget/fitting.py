@@ -201,7 +201,7 @@ class Fitting:
 
     def with_grids(self, candidates: Mapping[str, Candidate]) -> dict[str, Candidate]:
         """The candidates, with a grid for X where it is to be rounded by one: from the model with their weights."""
-        wanting = [one for one in candidates.values() if one.x == "static"]
+        wanting = [one for one in candidates.values() if one.x == "static" and one.layer.x_grid is None]
         if not wanting:
             return dict(candidates)
         self._context.progress.start("finding ranges of activations", None)

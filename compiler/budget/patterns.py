@@ -8,11 +8,14 @@ from typing import TYPE_CHECKING
 from ...ir import parse_pattern
 from ...passes.prune import prune_by_norm
 from ..config import INTEGER_PATTERN, PATTERN
+from ..formats import pattern_of
 from .cache import stored_pattern
 from .options import Kept, Option
 from .times import time_options
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from ...ir import Layer, Program
     from ..context import Context
     from ..plan import Plan
@@ -31,25 +34,33 @@ ZEROS = 0.7
 
 
 def with_pattern(program: Program, plan: Plan, workload: Workload, context: Context) -> Context:
-    """The context with a pattern: `PATTERN` on GPUs and where nothing can be measured."""
+    """The context with a pattern: without a budget, on GPUs and where nothing can be measured the default one."""
+    layers = [pruned.layer for pruned in plan.pruned.values()]
+    default = pattern_of(layers[0], context.config) if layers else context.config.patterns[0]
+    # The layers of a quantised model multiply codes, four inputs at a time.
+    choices = FOURS if default == INTEGER_PATTERN else GROUPS
     config = context.config
-    measured = context.machine is not None and not context.target.cuda and bool(workload.feeds)
+    measured = (
+        config.budgeted and context.machine is not None and not context.target.cuda and bool(workload.feeds and layers)
+    )
     pattern = stored_pattern(config.solutions) if config.pick is not None else None
     if pattern is None:
-        pattern = _fastest(program, plan, workload, context) if measured else config.patterns[0]
+        pattern = _fastest(program, layers, choices, workload, context) if measured else default
     return dataclasses.replace(context, config=config.model_copy(update={"pattern": pattern}))
 
 
-def _fastest(program: Program, plan: Plan, workload: Workload, context: Context) -> str:
+def _fastest(
+    program: Program, layers: Sequence[Layer], choices: Sequence[str], workload: Workload, context: Context
+) -> str:
     # Of layers of the same shape one tells of all.
     groups: dict[object, list[Layer]] = {}
-    for layer in (pruned.layer for pruned in plan.pruned.values()):
+    for layer in layers:
         if not layer.obstacle:
             groups.setdefault((layer.weight.shape, layer.epilogue), []).append(layer)
     first = [members[0] for members in groups.values()]
     if not first:
-        return context.config.patterns[0]
-    taken, choices = {}, FOURS if context.config.multiplies_integers else GROUPS
+        return choices[-1]
+    taken = {}
     for text in choices:
         pattern = parse_pattern(text)
         options: Options = {

@@ -39,7 +39,8 @@ def time_options(
             matrix, x = pack(layer, option.kept.matrix, option.pattern, context.config)
             shapes = tuple(workload.shapes[batch][layer.name] for batch in workload.batches)
             operators = tuple(node.op_type for node in layer.nodes)
-            key = (Problem.of(matrix, layer.epilogue, x), shapes, operators, layer.transpose_x, layer.transpose_y)
+            form = (operators, layer.coded, layer.transpose_x, layer.transpose_y)
+            key = (Problem.of(matrix, layer.epilogue, x), shapes, *form)
             keys[layer.name, i], sizes[layer.name, i] = key, matrix.nbytes
             # A grid's numbers do not change the time.
             grid = Grid(1.0, 0) if x == "static" else None

@@ -18,7 +18,7 @@ import pytest
 import sparsec
 from sparsec.codegen.ort.library import build_library
 from sparsec.codegen.tune import Tuner
-from sparsec.compiler import cli, driver
+from sparsec.compiler import cli, driver, outcome
 from sparsec.compiler.budget import fitting, options, times
 from sparsec.compiler.config import Tune
 from sparsec.compiler.machine import Cpu
@@ -102,7 +102,7 @@ def patched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[pytest.MonkeyP
         patch.setattr(Cpu, "open", opened(Cpu.open))
         patch.setattr(Cpu, "compare", compared)
         patch.setattr(Tuner, "kernel", lambda tuner, problem, rows: memo.kernel(tuner, problem, rows))
-        for module in (driver, times):
+        for module in (driver, outcome, times):
             patch.setattr(module, "build_library", memo.library)
         yield patch
 

@@ -9,7 +9,7 @@
             Y[tile, panel] = epilogue((acc - zero point * sums) * scale of X * scales of W)
 
 Codes of X are unsigned, those of W signed, sums int32: exact, because 4 products fit the instruction's sum and K of
-them an int32 as long as K < 2^31 / (255 * 128) = 65,793 (`MAX_INPUTS`). With the zero point of X its product is
+them an int32 as long as K < 2^31 / (255 * 128) = 65,793 (`MAX_INTEGER_INPUTS`). With the zero point of X its product is
 sum (x - z) w = sum x w - z sum w, of which the last sum is a constant of the weight.
 """
 
