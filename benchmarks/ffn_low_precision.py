@@ -80,10 +80,10 @@ def dense_forms(model: Any, folder: Path) -> Iterator[tuple[str, Callable[[Feeds
     except ImportError:
         print("OpenVINO is not installed: its rows are left out")
         return
-    for name, source, precision in (
-        ("dense bf16, OpenVINO", folder / "float.onnx", "bf16"),
-        ("dense int8, OpenVINO", path, "f32"),
-    ):
+    forms = [("dense int8, OpenVINO", path, "f32")]
+    if {"avx512_bf16", "amx_bf16"} & cpu_flags():
+        forms.append(("dense bf16, OpenVINO", folder / "float.onnx", "bf16"))
+    for name, source, precision in forms:
         yield name, lambda feeds, s=source, p=precision: openvino_runner(openvino, s, p, feeds)
 
 
