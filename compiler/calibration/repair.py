@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from ..machine import Machine
     from .samples import Samples
 
+# Share of an input's second moment that its variance must exceed: sums are in float32.
+STILL = 1e-5
 # Bytes that may be kept of what all runs compute, of both models together: they choose how many of the runs are used.
 BYTES = 2**30
 
@@ -128,6 +130,16 @@ def _means(a: Moments) -> Moments:
     return Moments(a.hessian / n, a.cross / n, a.mean / n, a.mean0 / n, a.rows)
 
 
+def _centred(moments: Moments) -> NDArray[np.float64]:
+    """The covariance [in, in]; inputs that never vary, of which rounding leaves anything, have none."""
+    hessian = moments.hessian - np.outer(moments.mean, moments.mean)
+    still = np.diagonal(hessian) <= STILL * np.diagonal(moments.hessian)
+    if still.all():
+        return moments.hessian
+    hessian[still] = hessian[:, still] = 0
+    return hessian
+
+
 def _refit(layer: Layer, weights: Weights, moments: list[Moments], kinds: Mapping[str, Values]) -> Weights:
     """Each group by itself."""
     groups = groups_of(layer)
@@ -138,9 +150,9 @@ def _refit(layer: Layer, weights: Weights, moments: list[Moments], kinds: Mappin
     kind, means = kinds.get(layer.name), moments[0]
     if kind is not None and groups == 1:
         # What the bias makes good does not count.
-        hessian = means.hessian - np.outer(means.mean, means.mean) if with_bias else means.hessian
+        statistics = Statistics.of(_centred(means) if with_bias else means.hessian)
         fitted = matrix
-        matrix, table = round_weights(fitted, weights.matrix != 0, fitted, Statistics.of(hessian), kind)
+        matrix, table = round_weights(fitted, weights.matrix != 0, fitted, statistics, kind)
     if not with_bias:
         return Weights(matrix, None, table)
     own = np.zeros(layer.out_features) if layer.bias is None else layer.bias

@@ -56,7 +56,7 @@ class Dot:
             case "vpdpbusd":
                 return (T.Bind(codes),)
             case "pmaddwd":
-                return self._split(T.Bind(self._as(codes)), signed=True)
+                return self._split(codes, signed=True)
             case _:
                 return self._extended(T.Bind(codes))
 
@@ -68,7 +68,7 @@ class Dot:
             case "vpdpbusd":
                 return (T.Bind(T.reinterpret(f"int8x{4 * self.lanes}", broadcast(four, self.lanes))),)
             case "pmaddwd":
-                return self._split(T.Bind(self._as(broadcast(four, self.lanes))), signed=False)
+                return self._split(broadcast(four, self.lanes), signed=False)
             case _:
                 codes = T.Bind(T.reinterpret("uint8x4", four))
                 return tuple(T.Bind(broadcast(T.Cast("int32", shuffle([codes], [j])), self.lanes)) for j in range(4))
@@ -111,29 +111,19 @@ class Dot:
 
         return adjacent(T.int64(0), self.lanes)
 
-    def _as(self, value: Expr) -> Expr:
-        """The same bits as vectors of 16 or 32 bits."""
+    def _as(self, value: Expr, kind: str = "int16") -> Expr:
+        """The same bits as vectors of 16 bits."""
         from tvm.tirx.script import builder as T
 
-        return T.reinterpret(f"int16x{2 * self.lanes}" if self.instruction else self._type, value)
+        return T.reinterpret(f"{kind}x{2 * self.lanes}", value)
 
     def _split(self, value: Expr, signed: bool) -> tuple[Expr, ...]:
-        """Each byte of every lane extended to 16 bits (two at a time, in the same place), or to 32."""
+        """The lower and the upper byte of every 16 bits, extended to 16."""
         from tvm.tirx.script import builder as T
 
-        bits, lanes = (16, 2 * self.lanes) if self.instruction else (32, self.lanes)
-        kind = "int" if signed else "uint"
-
-        def const(n: int) -> Expr:
-            return broadcast(T.Cast(f"{kind}{bits}", T.int32(n)), lanes)
-
-        if not signed:
-            value = T.reinterpret(f"uint{bits}x{lanes}" if lanes > 1 else f"uint{bits}", value)
-        parts = []
-        for byte in range(bits // 8):
-            # To the top, and back down with the sign or with zeros.
-            top = T.shift_left(value, const(bits - 8 - 8 * byte))
-            part = T.shift_right(top, const(bits - 8))
-            signed_type = f"int{bits}x{lanes}" if lanes > 1 else f"int{bits}"
-            parts.append(T.Bind(part if signed else T.reinterpret(signed_type, part)))
-        return tuple(parts)
+        kind = "int16" if signed else "uint16"
+        eight = broadcast(T.Cast(kind, T.int32(8)), 2 * self.lanes)
+        value = T.Bind(self._as(value, kind))
+        # To the top, and back down with the sign or with zeros.
+        parts = (T.shift_right(T.shift_left(value, eight), eight), T.shift_right(value, eight))
+        return tuple(T.Bind(self._as(part)) for part in parts)
