@@ -284,7 +284,7 @@ def _kernel_row(kernel: Kernel, index: int) -> str:
     values = kernel.kind or Floats(kernel.dtype)
     x, y = ("uint8" if name == "uint8" else kernel.dtype for name in (kernel.x, kernel.y))
     types = ", ".join(_TYPES[name] for name in (kernel.dtype, x, values.dtype.name, y))
-    table = values.table_size((kernel.out_features, kernel.in_features), kernel.panel)
+    table = values.table_size((kernel.out_features, kernel.in_features), -(-rows // kernel.panel) * kernel.panel)
     formats = f"{values.bits}, {table}, {int(kernel.x != 'float')}, {int(kernel.x in ('static', 'uint8'))}"
     epilogue = f"{int(kernel.epilogue.bias)}, {int(kernel.epilogue.residual)}"
     variants = f"{f'cpu_{index}' if kernel.cpu else 'NULL'}, {f'cuda_{index}' if kernel.cuda else 'NULL'}"

@@ -333,7 +333,7 @@ class _Rewriter:
     def _shared(self, op: SparseOp, base: str) -> list[onnx_ir.Value | None]:
         """What the values share: scales or a codebook; and the sums of codes, where products are of integers."""
         matrix = op.matrix
-        table = matrix.kind.laid_out(matrix.table, matrix.panel)
+        table = matrix.kind.laid_out(matrix.table, matrix.panels * matrix.panel)
         return [
             self._initializer(f"{base}.table", table) if table.size else None,
             self._initializer(f"{base}.sums", matrix.sums) if op.x != "float" else None,

@@ -51,7 +51,7 @@ class Codebook(Values):
         """4 or 8."""
         return 4 if self.size == 16 else 8
 
-    def table_size(self, shape: tuple[int, int], panel: int = 0) -> int:
+    def table_size(self, shape: tuple[int, int], padding: int = 0) -> int:
         """One entry a code."""
         return self.size
 

@@ -49,13 +49,13 @@ class Int8(Values):
         """Of codes."""
         return np.dtype(np.int8)
 
-    def table_size(self, shape: tuple[int, int], panel: int = 0) -> int:
+    def table_size(self, shape: tuple[int, int], padding: int = 0) -> int:
         """One scale an output and group of inputs."""
-        return shape[0] * -(-shape[1] // self.group) + panel if self.group else shape[0]
+        return shape[0] * -(-shape[1] // self.group) + padding if self.group else shape[0]
 
-    def laid_out(self, table: NDArray[np.float32], panel: int) -> NDArray[np.float32]:
+    def laid_out(self, table: NDArray[np.float32], padding: int) -> NDArray[np.float32]:
         """[groups, out], so that vectors of outputs meet vectors of scales; the last may stick out of a last group."""
-        return np.pad(table.T.ravel(), (0, panel if self.group else 0))
+        return np.pad(table.T.ravel(), (0, padding if self.group else 0))
 
     def fit(self, weight: NDArray[Any], importance: NDArray[Any] | None = None) -> NDArray[np.float32]:
         """The largest weight of each group becomes 127: nothing is clipped. A group of zeros gets the scale 1."""

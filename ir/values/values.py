@@ -33,12 +33,12 @@ class Values(ABC):
         """Of one code as packed."""
         return self.dtype.itemsize * 8
 
-    def table_size(self, shape: tuple[int, int], panel: int = 0) -> int:
-        """Elements of the table of a weight (out, in); with `panel` as `laid_out` has it."""
+    def table_size(self, shape: tuple[int, int], padding: int = 0) -> int:
+        """Elements of the table of a weight (out, in); with `padding` as `laid_out` has it."""
         return 0
 
-    def laid_out(self, table: NDArray[np.float32], panel: int) -> NDArray[np.float32]:
-        """The table as kernels read it, flat: vectors of `panel` outputs must not reach beyond its end."""
+    def laid_out(self, table: NDArray[np.float32], padding: int) -> NDArray[np.float32]:
+        """The table as kernels read it, flat: block rows padded to `padding` outputs must not reach beyond its end."""
         return table.ravel()
 
     @abstractmethod

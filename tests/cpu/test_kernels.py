@@ -127,7 +127,7 @@ def pointers(arrays: Sequence[Array]) -> list[Any]:
 def arguments(data: Data, y: Array, scratch: Array) -> list[Array]:
     """Everything behind a kernel's pointers, in their order."""
     m = data.matrix
-    table = m.kind.laid_out(m.table, m.panel)
+    table = m.kind.laid_out(m.table, m.panels * m.panel)
     parts = {"x": data.x, "values": m.values, "indices": m.indices, "indptr": m.indptr, "table": table, "y": y}
     parts |= {"bias": data.bias, "residual": data.residual, "workspace": scratch}
     return [parts.get(name, np.zeros(0, dtype=np.float32)) for name in POINTERS]

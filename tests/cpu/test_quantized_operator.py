@@ -97,7 +97,7 @@ class Case:
 
     def __post_init__(self) -> None:
         m, p = self.matrix, self.problem
-        table = m.kind.laid_out(m.table, m.panel)
+        table = m.kind.laid_out(m.table, m.panels * m.panel)
         self.inputs = {
             "values": m.values,
             "indices": m.indices,

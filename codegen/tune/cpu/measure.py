@@ -52,7 +52,7 @@ class Workload:
         assert code.call is not None, "only code for this machine can be timed"
         workspace = _aligned(np.empty(code.workspace, dtype=np.float32))
         weight = self.matrix
-        table = weight.kind.laid_out(weight.table, weight.panel)
+        table = weight.kind.laid_out(weight.table, weight.panels * weight.panel)
         arrays: list[NDArray[Any]] = [self.x, self.values, weight.indices, weight.indptr, table, self.sums]
         arrays += [self.bias, self.residual, self.y, workspace, self.parameters]
         pointers = [ctypes.c_void_p(array.ctypes.data) for array in arrays]
