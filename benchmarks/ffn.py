@@ -22,10 +22,10 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime
-from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
 import sparsec
 from sparsec.compiler.config import Tune
+from sparsec.compiler.dense_int8 import statically_quantized
 from sparsec.compiler.runtime import Comparison, Runner, compare, open_session
 from sparsec.models import build
 
@@ -87,30 +87,11 @@ def row(name: str, batch: int, pair: Comparison, note: str = "") -> dict[str, An
     }
 
 
-class Calibration(CalibrationDataReader):  # type: ignore[misc]
-    """Eight batches of the benchmark's own distribution."""
-
-    def __init__(self) -> None:
-        self.feeds = iter([inputs(16, seed) for seed in range(8)])
-
-    def get_next(self) -> Feeds | None:
-        return next(self.feeds, None)
-
-
 def int8_model(model: onnx.ModelProto, folder: Path) -> Path:
-    """ONNX Runtime's own static quantisation, per channel, weights int8 and activations uint8."""
-    source, target = folder / "float.onnx", folder / "int8.onnx"
+    """ONNX Runtime's own static quantisation, calibrated on eight batches of the benchmark's own distribution."""
+    source = folder / "float.onnx"
     onnx.save(model, source)
-    quantize_static(
-        source,
-        target,
-        Calibration(),
-        quant_format=QuantFormat.QDQ,
-        per_channel=True,
-        activation_type=QuantType.QUInt8,
-        weight_type=QuantType.QInt8,
-    )
-    return target
+    return Path(statically_quantized(str(source), [inputs(16, seed) for seed in range(8)], folder))
 
 
 def dense_forms(model: onnx.ModelProto, folder: Path) -> Iterator[dict[str, Any]]:

@@ -274,7 +274,8 @@ def _dense_int8(program: Program, fitting: Fitting | None, workload: Workload, c
         session = machine.open(source)
     except SparsecError as error:
         return DenseInt8((), None, str(error))
-    compared = [machine.compare(machine.open(dense), session, feeds) for feeds in workload.feeds.values()]
+    before = machine.open(dense)
+    compared = [machine.compare(before, session, feeds) for feeds in workload.feeds.values()]
     metric = None
     if fitting is not None:
         names = [output.name for output in session.get_outputs()]

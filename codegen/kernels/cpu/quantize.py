@@ -20,8 +20,8 @@ _ROUND_BITS = 0x4B400000
 def quantized(value: Expr, inverse: Expr, zero_point: Expr, lanes: int) -> Any:
     """uint8 of `lanes` float32: round(value * inverse) + zero point, saturated; NaN becomes 0.
 
-    ONNX's QuantizeLinear divides by the scale; multiplying by its inverse is ten times as fast, and differs by one step
-    where the quotient is within rounding of a tie.
+    ONNX's QuantizeLinear divides by the scale; multiplying by its inverse spares a slow instruction, and differs by one
+    step where the quotient is within rounding of a tie.
 
     Args:
         value: float32.
