@@ -43,8 +43,9 @@ class CompileConfig(BaseModel):
             `max_drop` the narrowest that this machine runs nearly as fast as the fastest. Zeros that are already there
             keep their own shape.
         values: what the weights of sparse operators are stored as: "fp32", "bf16", "fp16", "int8", "int8:G",
-            "codebook16" or "codebook256"; layers of 16-bit models keep their type. Weights of layers that stay dense
-            are stored in a codebook only where it holds them exactly.
+            "codebook16" or "codebook256"; with `speedup` or `max_drop` several, separated by commas, of which each
+            layer gets one. Layers of 16-bit models keep their type. Weights of layers that stay dense are stored in a
+            codebook only where it holds them exactly.
         activations: with int8 values, in patterns with a multiple of 4 inputs a block: "float" multiplies X as it is,
             "static" rounds it to 8 bits by scales from `calib`, "dynamic" by a scale for each row; products are then of
             integers. "auto" is "static" with `calib`, else "float".
@@ -127,7 +128,7 @@ class CompileConfig(BaseModel):
     @classmethod
     def _known_values(cls, text: str) -> str:
         try:
-            return str(parse_values(text))
+            return ",".join(dict.fromkeys(str(parse_values(part)) for part in text.split(",")))
         except UsageError as error:
             raise ValueError(str(error)) from error
 
@@ -163,12 +164,12 @@ class CompileConfig(BaseModel):
     @property
     def multiplies_integers(self) -> bool:
         """Whether products are of integers where the pattern allows."""
-        return self.kind == Int8() and self.activation_format != "float"
+        return Int8() in self.kinds and self.activation_format != "float"
 
     @property
-    def kind(self) -> Values:
-        """`values`, read."""
-        return parse_values(self.values)
+    def kinds(self) -> tuple[Values, ...]:
+        """`values`, read: one or more."""
+        return tuple(parse_values(part) for part in self.values.split(","))
 
     @property
     def activation_format(self) -> str:
@@ -180,7 +181,7 @@ class CompileConfig(BaseModel):
     @property
     def quantizes(self) -> bool:
         """Whether weights are stored in fewer bits than they came with."""
-        return self.kind != Floats()
+        return self.kinds != (Floats(),)
 
     @property
     def budgeted(self) -> bool:

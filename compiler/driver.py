@@ -16,7 +16,7 @@ import numpy as np
 
 from ..codegen.ort.library import build_library
 from ..ir import Decision, SparsecError, UsageError
-from ..ir.values import Codebook
+from ..ir.values import Codebook, Int8
 from ..passes.solve import AUTO
 from . import artifact
 from .budget import PLANNED, Fitting, Search, with_pattern
@@ -187,8 +187,13 @@ def _check(config: CompileConfig) -> None:
         )
     if config.pick is not None and not config.budgeted:
         raise UsageError("--pick chooses a point of the frontier of --speedup or --max-drop: add the one it came from")
-    if config.activations != "auto" and config.values != "int8":
+    if config.activations != "auto" and Int8() not in config.kinds:
         raise UsageError(f"--activations {config.activations} goes with --values int8; the values are {config.values}")
+    if len(config.kinds) > 1 and not config.budgeted:
+        raise UsageError(
+            f"--values {config.values}: which layer gets which is a matter of time and error; name one kind, or add "
+            "--speedup, such as 2, or --max-drop, such as 1%"
+        )
     if config.calib is not None:
         return
     needing = {
@@ -237,8 +242,8 @@ def _attempts(
 
 
 def _chosen(plan: Plan, fitting: Fitting, chosen: Chosen | None) -> Plan:
-    weights, patterns = (chosen.weights, chosen.patterns) if chosen is not None else ({}, {})
-    return with_weights(plan, weights, patterns, fitting.layers, fitting.config)
+    weights, forms = (chosen.weights, chosen.forms) if chosen is not None else ({}, {})
+    return with_weights(plan, weights, forms, fitting.layers, fitting.config)
 
 
 def _dense_times(program: Program, workload: Workload, context: Context) -> tuple[float, ...]:
@@ -324,8 +329,8 @@ def _store_dense(
     program: Program, model: onnx_ir.Model, outcome: Outcome, context: Context
 ) -> dict[str, tuple[str, int]]:
     """Where codebooks were asked for: weights of dense layers, if a codebook holds them exactly."""
-    kind = context.config.kind
-    if not isinstance(kind, Codebook):
+    kind = next((kind for kind in context.config.kinds if isinstance(kind, Codebook)), None)
+    if kind is None:
         return {}
     dense = [layer for layer in program.layers if layer.name not in outcome.ops]
     names = {layer.name: layer.nodes[0].inputs[weight_index(layer)] for layer in dense}

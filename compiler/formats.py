@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..codegen.problem import MAX_INTEGER_INPUTS
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from ..ir import Layer, Pattern, SparseMatrix
+    from ..ir import Layer, SparseMatrix
     from ..ir.values import Values
     from .config import CompileConfig
 
@@ -23,10 +24,23 @@ if TYPE_CHECKING:
 _LEAST_ROWS = 4
 
 
+@dataclass(frozen=True)
+class Form:
+    """How a layer's weight is cut and stored.
+
+    Attributes:
+        pattern: as text.
+        values: the kind.
+    """
+
+    pattern: str
+    values: Values
+
+
 def pack(
     layer: Layer,
     weight: NDArray[np.float32],
-    pattern: str,
+    form: Form,
     config: CompileConfig,
     table: NDArray[np.float32] | None = None,
 ) -> tuple[SparseMatrix, str]:
@@ -35,30 +49,23 @@ def pack(
     Args:
         layer: whose it is.
         weight: [out, in] float32.
-        pattern: as text.
-        config: kinds of values and activations.
+        form: what it is packed in.
+        config: kind of activations.
         table: what goes with `weight` where it lies on the grid of its kind; None for that of the layer, or a new one.
     """
-    shape = parse_pattern(pattern)
-    kind, x = values_of(layer, config), activations(layer, shape, config)
+    x = activations(layer, form, config)
     table = layer.table if table is None else table
     together = DOT_INPUTS if x != "float" else 1
-    return shape.pack(weight, layer.dtype, kind, table, together), x
+    return parse_pattern(form.pattern).pack(weight, layer.dtype, form.values, table, together), x
 
 
-def values_of(layer: Layer, config: CompileConfig) -> Values:
-    """What its weight is stored as: codes stay what they are, and of the others only those of float32 have a choice."""
-    if layer.values is not None:
-        return layer.values
-    return config.kind if layer.dtype == "float32" else Floats(layer.dtype)
-
-
-def activations(layer: Layer, pattern: Pattern, config: CompileConfig) -> str:
+def activations(layer: Layer, form: Form, config: CompileConfig) -> str:
     """How the layer's kernel would be given X: as floats, unless integers can be multiplied four inputs at a time."""
+    pattern = parse_pattern(form.pattern)
     out, inputs = layer.weight.shape
     cols, rows = min(pattern.cols, inputs), min(pattern.rows, out)
     fits = cols % DOT_INPUTS == 0 and inputs % DOT_INPUTS == 0 and rows >= _LEAST_ROWS and inputs < MAX_INTEGER_INPUTS
-    if not fits or values_of(layer, config) != Int8():
+    if not fits or form.values != Int8():
         return "float"
     if layer.x_grid is not None and config.activations != "float":
         # What was rounded to signed codes is rounded again, to the same numbers.
@@ -66,7 +73,26 @@ def activations(layer: Layer, pattern: Pattern, config: CompileConfig) -> str:
     return config.activation_format
 
 
-def pattern_of(layer: Layer, config: CompileConfig) -> str:
-    """The pattern that pruning without data makes: where X arrives as codes, one in which they can be multiplied."""
+def kinds_of(layer: Layer, config: CompileConfig) -> tuple[Values, ...]:
+    """What its weight could be stored as: codes stay what they are; of others only those of float32 have a choice."""
+    if layer.values is not None:
+        return (layer.values,)
+    return config.kinds if layer.dtype == "float32" and not layer.obstacle else (Floats(layer.dtype),)
+
+
+def form_of(layer: Layer, config: CompileConfig) -> Form:
+    """What pruning without data makes: where X arrives as codes, a pattern in which they can be multiplied."""
     quantised = layer.values is not None and layer.x_grid is not None
-    return INTEGER_PATTERN if quantised and config.pattern == AUTO else config.patterns[0]
+    pattern = INTEGER_PATTERN if quantised and config.pattern == AUTO else config.patterns[0]
+    return Form(pattern, kinds_of(layer, config)[0])
+
+
+def forms_of(layer: Layer, pattern: str, config: CompileConfig) -> list[Form]:
+    """All that a layer cut in `pattern` could be.
+
+    What can multiply integers in another of the patterns is not tried as stored weights only.
+    """
+    others = [Form(one, kind) for one in config.patterns for kind in kinds_of(layer, config)]
+    multiplied = {form.values for form in others if activations(layer, form, config) != "float"}
+    forms = [Form(pattern, kind) for kind in kinds_of(layer, config)]
+    return [form for form in forms if form.values not in multiplied or activations(layer, form, config) != "float"]

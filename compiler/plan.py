@@ -13,7 +13,7 @@ from ..ir import Layer, LayerKind, SparseMatrix, UsageError, parse_pattern
 from ..passes.prune import find_pattern, prune_by_norm
 from ..passes.prune.keep import LEAST_ZEROS
 from .config import TINY_WEIGHTS
-from .formats import pack, pattern_of
+from .formats import Form, form_of, kinds_of, pack
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -110,7 +110,7 @@ def make_plan(program: Program, config: CompileConfig, target: Target | None = N
             candidates[layer.name] = outcome
         elif isinstance(outcome, Pruned):
             pruned[layer.name] = outcome
-            matrix, x = pack(layer, outcome.weight, pattern_of(layer, config), config)
+            matrix, x = pack(layer, outcome.weight, form_of(layer, config), config)
             candidates[layer.name] = Candidate(layer, matrix, pruned=True, x=x)
         else:
             reasons[layer.name] = outcome
@@ -123,7 +123,7 @@ def make_plan(program: Program, config: CompileConfig, target: Target | None = N
 def with_weights(
     plan: Plan,
     weights: Mapping[str, Weights],
-    patterns: Mapping[str, str],
+    forms: Mapping[str, Form],
     tried: Collection[str],
     config: CompileConfig,
 ) -> Plan:
@@ -132,9 +132,9 @@ def with_weights(
     Args:
         plan: made without data.
         weights: by layer name.
-        patterns: of these weights, by layer name.
+        forms: of these weights, by layer name.
         tried: layers that could have been pruned; those without weights stay as they came.
-        config: kinds of values and activations.
+        config: kind of activations.
     """
     candidates, reasons, pruned = dict(plan.candidates), dict(plan.reasons), dict(plan.pruned)
     for name in tried:
@@ -147,7 +147,7 @@ def with_weights(
         sparsity = float((new.matrix == 0).mean())
         pruned[name] = replace(pruned[name], sparsity=sparsity, weight=new.matrix, bias=new.bias)
         if name in candidates:
-            matrix, x = pack(candidates[name].layer, new.matrix, patterns[name], config, new.table)
+            matrix, x = pack(candidates[name].layer, new.matrix, forms[name], config, new.table)
             candidates[name] = replace(candidates[name], matrix=matrix, x=x)
     return Plan(candidates, reasons, pruned)
 
@@ -173,7 +173,7 @@ def _obstacle(layer: Layer, target: Target | None) -> str:
 
 def _prune(layer: Layer, config: CompileConfig, sparsity: float) -> Pruned:
     """By norm, as long as there is no data."""
-    return Pruned(layer, sparsity, prune_by_norm(layer.weight, parse_pattern(pattern_of(layer, config)), sparsity))
+    return Pruned(layer, sparsity, prune_by_norm(layer.weight, parse_pattern(form_of(layer, config).pattern), sparsity))
 
 
 def _consider(layer: Layer, config: CompileConfig, is_last: bool, obstacle: str) -> Candidate | Pruned | str:
@@ -200,7 +200,8 @@ def _keep(layer: Layer, config: CompileConfig) -> Candidate | str:
     found = find_pattern(layer.weight)
     if not found.usable:
         return str(found)
-    matrix, x = pack(layer, layer.weight, str(found.pattern), config)
+    form = Form(str(found.pattern), kinds_of(layer, config)[0])
+    matrix, x = pack(layer, layer.weight, form, config)
     return Candidate(layer, matrix, pruned=False, found=str(found), x=x)
 
 

@@ -12,7 +12,6 @@ from ...passes.solve import SECONDS, round_weights
 from ..artifact import SOLUTIONS
 from ..calibration import Samples, Trial, Weights, find_grids, gather, has_rows, open_samples, reordered, repair
 from ..exporter import session_source
-from ..formats import values_of
 from ..machine import Cpu
 from ..parallel import each
 from .cache import Cache
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
     from ...ir.values import Values
     from ..calibration import Calibration
     from ..context import Context
+    from ..formats import Form
     from ..machine import Machine
     from ..plan import Candidate, Plan
     from ..probe import Workload
@@ -57,14 +57,14 @@ class Chosen:
     Attributes:
         allocation: by layer name, the number of its option; the others stay dense.
         weights: by layer name, fitted to each other.
-        patterns: by layer name, as text.
+        forms: by layer name, how they are cut and stored.
         error: relative squared error of the outputs on the held-back data.
         value: the metric's there; None where the outputs are nothing that has one.
     """
 
     allocation: Allocation
     weights: dict[str, Weights]
-    patterns: dict[str, str]
+    forms: dict[str, Form]
     error: float
     value: float | None
 
@@ -142,9 +142,10 @@ class Fitting:
         """The weights of an allocation as its options have them, fitted to each other where that helps."""
         key = tuple(sorted(allocation.items()))
         if key not in self._sketched:
-            plain = {name: self.options[name][i].weights for name, i in allocation.items()}
-            first = self._stored(plain) if self._kinds else (plain, *self._compared(allocation))
-            self._sketched[key] = self._better(first, self._fitted(plain), allocation=allocation)
+            forms = self._forms(allocation)
+            plain = {name: Weights(self.options[name][i].kept.matrix) for name, i in allocation.items()}
+            as_solved = self._stored(plain, forms) if self._kinds(forms) else (plain, *self._compared(allocation))
+            self._sketched[key] = self._better(as_solved, self._fitted(plain, forms), allocation=allocation)
         return self._sketched[key]
 
     def make(self, allocation: Allocation) -> Chosen:
@@ -153,8 +154,8 @@ class Fitting:
             return self.sketch(allocation)
         key = tuple(sorted(allocation.items()))
         if key not in self._made:
-            solved = self.solved(allocation)
-            found = [self._stored(solved), self._fitted(solved)]
+            solved, forms = self.solved(allocation), self._forms(allocation)
+            found = [self._stored(solved, forms), self._fitted(solved, forms)]
             if key in self._sketched:
                 sketch = self._sketched[key]
                 found.append((sketch.weights, sketch.error, sketch.value))
@@ -177,22 +178,26 @@ class Fitting:
             progress.advance(one[0])
         return {name: Weights(self._solved[name, i].matrix) for name, i in allocation.items()}
 
-    def _stored(self, weights: dict[str, Weights]) -> _Judged:
+    def _stored(self, weights: dict[str, Weights], forms: Mapping[str, Form]) -> _Judged:
         """The weights as they are stored, each layer's rounded by itself; and what became of the outputs."""
-        kinds = {name: kind for name, kind in self._kinds.items() if name in weights}
+        kinds = self._kinds(forms)
 
         def round_layer(name: str) -> Weights:
-            dense, statistics = self.layers[name].weight, self.calibration.statistics[name][0]
-            matrix, table = round_weights(weights[name].matrix, None, dense, statistics, kinds[name])
+            layer, statistics = self.layers[name], self.calibration.statistics[name][0]
+            matrix, table = round_weights(
+                weights[name].matrix, None, layer.weight, statistics, kinds[name], layer.table
+            )
             return Weights(matrix, weights[name].bias, table)
 
         rounded = {**weights, **dict(zip(kinds, each(round_layer, list(kinds), self._threads), strict=True))}
         return rounded, *self.judge.compare(self._model(rounded))
 
-    @property
-    def _kinds(self) -> dict[str, Values]:
-        """What the weights of layers that can become sparse are stored as, where that is less than they came with."""
-        kinds = {name: values_of(layer, self.config) for name, layer in self.layers.items() if not layer.obstacle}
+    def _forms(self, allocation: Allocation) -> dict[str, Form]:
+        return {name: self.options[name][i].form for name, i in allocation.items()}
+
+    def _kinds(self, forms: Mapping[str, Form]) -> dict[str, Values]:
+        """What weights are rounded to."""
+        kinds = {name: form.values for name, form in forms.items() if not self.layers[name].obstacle}
         return {name: kind for name, kind in kinds.items() if kind != Floats(self.layers[name].dtype)}
 
     def score(self, allocation: Allocation) -> float | None:
@@ -229,7 +234,7 @@ class Fitting:
     def _compared(self, allocation: Allocation) -> tuple[float, float | None]:
         key = tuple(sorted(allocation.items()))
         if key not in self._plain:
-            plain = {name: self.options[name][i].weights for name, i in allocation.items()}
+            plain = {name: self.options[name][i].weights(self.layers[name]) for name, i in allocation.items()}
             self._plain[key] = self.judge.compare(self._model(plain))
         return self._plain[key]
 
@@ -275,12 +280,10 @@ class Fitting:
         if options is None:
             progress.start("fitting weights", len(layers))
             levels = {layer.name: self._levels(layer) for layer in layers}
-            options = solve_options(
-                layers, self.calibration, levels, config.patterns, config.method, self._threads, progress.advance
-            )
+            options = solve_options(layers, self.calibration, levels, config, self._threads, progress.advance)
             if sum(map(len, options.values())) > len(options):
                 progress.start("measuring errors", len(layers))
-                options = measure_errors(self._trial, options, self._seen, progress.advance)
+                options = measure_errors(self._trial, layers, options, self._seen, progress.advance)
             if self._timed:
                 options = time_options(self.program, layers, options, self._workload, self._context)
         self.cache.store(options)
@@ -295,7 +298,7 @@ class Fitting:
         around = (round(config.sparsity + offset, 6) for offset in AROUND)
         return sorted({level for level in around if 0 < level <= MOST_ZEROS} | {config.sparsity})
 
-    def _fitted(self, solved: dict[str, Weights]) -> _Judged:
+    def _fitted(self, solved: dict[str, Weights], forms: Mapping[str, Form]) -> _Judged:
         if not solved:
             return solved, 0.0, self.judge.dense
         progress = self._context.progress
@@ -308,7 +311,7 @@ class Fitting:
             self._context.folder,
             self._threads,
             progress.advance,
-            kinds=self._kinds,
+            kinds=self._kinds(forms),
         )
         return weights, *self.judge.compare(self._model(weights))
 
@@ -320,8 +323,7 @@ class Fitting:
             return value is None or not self.judge.allows(value), error
 
         weights, error, value = min(found, key=worth)
-        patterns = {name: self.options[name][i].pattern for name, i in allocation.items()}
-        return Chosen(allocation, weights, patterns, error, value)
+        return Chosen(allocation, weights, self._forms(allocation), error, value)
 
     def _model(self, weights: Mapping[str, Weights]) -> Any:
         fed = self._trial.feeds(weights)

@@ -10,8 +10,10 @@ import numpy as np
 
 from ...ir import parse_pattern
 from ...ir.patterns import NMPattern
+from ...ir.values import Floats, parse_values
 from ...passes.solve import AUTO, SECONDS, Problem, choose, solve_all
 from ..calibration import Weights
+from ..formats import Form, activations, forms_of, kinds_of
 from ..parallel import each
 
 if TYPE_CHECKING:
@@ -19,12 +21,16 @@ if TYPE_CHECKING:
 
     from ...ir import Layer, Pattern, Timing
     from ..calibration import Calibration
+    from ..config import CompileConfig
 
 
 # What an option costs and brings can be told from one sweep; the method that takes the time is for the options that
 # are chosen. It is used at once where outputs share masks, so that one exact order of removal gives all levels, if that
 # takes no more than so many seconds of one core.
 SCOUT, EXACT_SECONDS = "sparsegpt", 1.0
+# What a weight without zeros is cut into: the blocks that run fastest, where X is floats and where products are of
+# integers.
+DENSE, DENSE_FOURS = "group:32", "block:32x4"
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,8 +72,9 @@ class Option:
 
     Attributes:
         pattern: as text.
+        values: what it is stored as, as text.
         level: the sparsity that was asked for.
-        kept: the weight.
+        kept: the weight, not yet rounded to what it is stored as.
         zeros: share of zeros that the pattern reached.
         layer_error: relative squared error of the layer's outputs.
         scouted: whether the weight was found in haste, see `SCOUT`.
@@ -77,6 +84,7 @@ class Option:
     """
 
     pattern: str
+    values: str
     level: float
     kept: Kept
     zeros: float
@@ -87,9 +95,17 @@ class Option:
     nbytes: int = 0
 
     @property
-    def weights(self) -> Weights:
-        """As a trial takes them."""
-        return Weights(self.kept.matrix)
+    def form(self) -> Form:
+        """How the weight is cut and stored."""
+        return Form(self.pattern, parse_values(self.values))
+
+    def weights(self, layer: Layer) -> Weights:
+        """As a trial takes them: each rounded to the nearest that can be stored."""
+        values, matrix = self.form.values, self.kept.matrix
+        if values == Floats(layer.dtype):
+            return Weights(matrix)
+        table = values.fit(matrix) if layer.table is None else layer.table
+        return Weights(values.round(matrix, table), table=table)
 
 
 Options = dict[str, tuple[Option, ...]]
@@ -99,32 +115,37 @@ def solve_options(
     layers: Sequence[Layer],
     calibration: Calibration,
     levels: Mapping[str, Sequence[float]],
-    patterns: Sequence[str],
-    method: str,
+    config: CompileConfig,
     threads: int,
     done: Callable[[str], None],
 ) -> Options:
-    """Solve each layer at each level in each pattern, the least sparse first.
+    """Solve each layer at each level in each pattern, the least sparse first, for all kinds of values.
+
+    Where a layer may be stored in fewer bits than it came with, that is an option without any zeros, too.
 
     Args:
         layers: those that are pruned.
         calibration: with their statistics.
         levels: by layer name, the sparsities; N:M patterns have only their own.
-        patterns: as text.
-        method: as `solve_all` takes it.
+        config: patterns, kinds of values, method.
         threads: layers side by side.
         done: is told each layer.
     """
 
     def solve_layer(layer: Layer) -> tuple[Option, ...]:
-        found: list[Option] = []
+        found = [_unpruned(layer, form) for form in _dense_forms(layer, config)] if config.budgeted else []
+        method, patterns = config.method, config.patterns
         for pattern in map(parse_pattern, patterns):
             wanted = [1 - pattern.n / pattern.m] if isinstance(pattern, NMPattern) else sorted(levels[layer.name])
             scouted = method == AUTO and len(wanted) * len(patterns) > 1 and not _exact(layer, calibration, pattern)
             solved = _solve(layer, calibration, pattern, wanted, SCOUT if scouted else method, not scouted)
             for level, weight in zip(wanted, solved, strict=True):
                 zeros, loss = float((weight == 0).mean()), calibration.error(layer, weight)
-                found.append(Option(str(pattern), level, Kept.of(weight), zeros, loss, scouted))
+                kept = Kept.of(weight)
+                found += [
+                    Option(form.pattern, str(form.values), level, kept, zeros, loss, scouted)
+                    for form in forms_of(layer, str(pattern), config)
+                ]
         return tuple(found)
 
     options: Options = {}
@@ -132,6 +153,21 @@ def solve_options(
         options[layer.name] = choices
         done(layer.name)
     return options
+
+
+def _dense_forms(layer: Layer, config: CompileConfig) -> list[Form]:
+    """Of fewer bits than the layer came with, in the block that runs fastest."""
+    own = Floats(layer.dtype) if layer.values is None else layer.values
+    forms = []
+    for kind in kinds_of(layer, config):
+        fours = Form(DENSE_FOURS, kind)
+        forms.append(fours if activations(layer, fours, config) != "float" else Form(DENSE, kind))
+    return [form for form in forms if form.values != own]
+
+
+def _unpruned(layer: Layer, form: Form) -> Option:
+    zeros = float((layer.weight == 0).mean())
+    return Option(form.pattern, str(form.values), 0.0, Kept.of(layer.weight), zeros, 0.0)
 
 
 def shares_masks(pattern: Pattern) -> bool:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from ...ir import parse_pattern
 from ...passes.prune import prune_by_norm
 from ..config import INTEGER_PATTERN, PATTERN
-from ..formats import pattern_of
+from ..formats import Form, form_of, kinds_of
 from .cache import stored_pattern
 from .options import Kept, Option
 from .times import time_options
@@ -36,22 +36,24 @@ ZEROS = 0.7
 def with_pattern(program: Program, plan: Plan, workload: Workload, context: Context) -> Context:
     """The context with a pattern: without a budget, on GPUs and where nothing can be measured the default one."""
     layers = [pruned.layer for pruned in plan.pruned.values()]
-    default = pattern_of(layers[0], context.config) if layers else context.config.patterns[0]
-    # The layers of a quantised model multiply codes, four inputs at a time.
-    choices = FOURS if default == INTEGER_PATTERN else GROUPS
     config = context.config
-    measured = (
-        config.budgeted and context.machine is not None and not context.target.cuda and bool(workload.feeds and layers)
-    )
+    measured = config.budgeted and context.machine is not None and not context.target.cuda and bool(workload.feeds)
     pattern = stored_pattern(config.solutions) if config.pick is not None else None
+    if pattern is None and not layers:
+        pattern = config.patterns[0]
     if pattern is None:
-        pattern = _fastest(program, layers, choices, workload, context) if measured else default
+        kinds = kinds_of(layers[0], config)
+        of_each = [form_of(layers[0], config.model_copy(update={"values": str(kind)})) for kind in kinds]
+        if measured:
+            found = [_fastest(program, layers, form, workload, context) for form in of_each]
+        else:
+            found = [form.pattern for form in of_each]
+        pattern = ",".join(dict.fromkeys(found))
     return dataclasses.replace(context, config=config.model_copy(update={"pattern": pattern}))
 
 
-def _fastest(
-    program: Program, layers: Sequence[Layer], choices: Sequence[str], workload: Workload, context: Context
-) -> str:
+def _fastest(program: Program, layers: Sequence[Layer], default: Form, workload: Workload, context: Context) -> str:
+    choices = FOURS if default.pattern == INTEGER_PATTERN else GROUPS
     # Of layers of the same shape one tells of all.
     groups: dict[object, list[Layer]] = {}
     for layer in layers:
@@ -60,11 +62,11 @@ def _fastest(
     first = [members[0] for members in groups.values()]
     if not first:
         return choices[-1]
-    taken = {}
+    taken, values = {}, str(default.values)
     for text in choices:
         pattern = parse_pattern(text)
         options: Options = {
-            layer.name: (Option(text, ZEROS, Kept.of(prune_by_norm(layer.weight, pattern, ZEROS)), ZEROS, 0.0),)
+            layer.name: (Option(text, values, ZEROS, Kept.of(prune_by_norm(layer.weight, pattern, ZEROS)), ZEROS, 0.0),)
             for layer in first
         }
         timed = time_options(program, first, options, workload, context)

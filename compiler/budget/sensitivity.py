@@ -12,10 +12,11 @@ import numpy as np
 from ..calibration import Samples, Trial, masks, spread
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
+    from ...ir import Layer
     from .options import Options
 
 # Seconds that the runs may take together: they choose how many of the samples are looked at.
@@ -23,7 +24,12 @@ SECONDS = 30.0
 
 
 def measure_errors(
-    trial: Trial, options: Options, samples: Samples, done: Callable[[str], None], seconds: float = SECONDS
+    trial: Trial,
+    layers: Sequence[Layer],
+    options: Options,
+    samples: Samples,
+    done: Callable[[str], None],
+    seconds: float = SECONDS,
 ) -> Options:
     """The options with `error` measured: one layer pruned, all others dense.
 
@@ -39,16 +45,16 @@ def measure_errors(
     runs = spread(samples.runs, int(seconds / max(a_run * wanted, 1e-9)))
     expected = [trial.run(feeds, dense) for feeds in runs]
     measured: Options = {}
-    for name, choices in options.items():
+    for layer in layers:
         found = []
-        for option in choices:
-            weights = trial.feeds({name: option.weights})
+        for option in options[layer.name]:
+            weights = trial.feeds({layer.name: option.weights(layer)})
             errors = [
                 output_error(y0, trial.run(feeds, weights), feeds) for y0, feeds in zip(expected, runs, strict=True)
             ]
             found.append(dataclasses.replace(option, error=float(np.mean(errors))))
-        measured[name] = tuple(found)
-        done(name)
+        measured[layer.name] = tuple(found)
+        done(layer.name)
     return measured
 
 

@@ -36,7 +36,7 @@ def time_options(
     for layer in layers:
         # Without a sparse operator there is nothing to time.
         for i, option in enumerate(options[layer.name] if not layer.obstacle else ()):
-            matrix, x = pack(layer, option.kept.matrix, option.pattern, context.config)
+            matrix, x = pack(layer, option.kept.matrix, option.form, context.config)
             shapes = tuple(workload.shapes[batch][layer.name] for batch in workload.batches)
             operators = tuple(node.op_type for node in layer.nodes)
             form = (operators, layer.coded, layer.transpose_x, layer.transpose_y)

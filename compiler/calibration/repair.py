@@ -152,7 +152,7 @@ def _refit(layer: Layer, weights: Weights, moments: list[Moments], kinds: Mappin
         # What the bias makes good does not count.
         statistics = Statistics.of(_centred(means) if with_bias else means.hessian)
         fitted = matrix
-        matrix, table = round_weights(fitted, weights.matrix != 0, fitted, statistics, kind)
+        matrix, table = round_weights(fitted, weights.matrix != 0, fitted, statistics, kind, layer.table)
     if not with_bias:
         return Weights(matrix, None, table)
     own = np.zeros(layer.out_features) if layer.bias is None else layer.bias

@@ -47,7 +47,8 @@ Values = Annotated[
     typer.Option(
         metavar="KIND",
         help="What the weights of sparse layers are stored as: fp32, bf16, fp16, int8, int8:G (a scale for each G "
-        "inputs), codebook16 or codebook256.",
+        "inputs), codebook16 or codebook256; with --speedup or --max-drop several, separated by commas, of which each "
+        "layer gets one, with or without zeros.",
         rich_help_panel=_WHAT,
     ),
 ]
