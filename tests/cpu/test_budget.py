@@ -568,7 +568,7 @@ def test_of_several_patterns_each_layer_gets_one(folder: Path) -> None:
 
 
 def test_fewer_bits_before_zeros(folder: Path) -> None:
-    """Where inputs are independent rounding to 8 bits loses less than zeros do, and by bytes it is four times as fast."""
+    """Where inputs are independent, rounding to 8 bits loses less than zeros do; by bytes it is four times as fast."""
     np.savez(folder / "independent.npz", input=RNG.standard_normal((400, 128)).astype(np.float32))
     with compiling(folder, speedup=2.5, values="int8", calib=folder / "independent.npz") as compiled:
         report = compiled.report
