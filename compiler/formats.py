@@ -70,6 +70,8 @@ def activations(layer: Layer, form: Form, config: CompileConfig) -> str:
     if layer.x_grid is not None and config.activations != "float":
         # What was rounded to signed codes is rounded again, to the same numbers.
         return "static" if layer.x_codes is None else "uint8"
+    if layer.dynamic and config.activations == "auto":
+        return "dynamic"
     return config.activation_format
 
 
@@ -82,7 +84,7 @@ def kinds_of(layer: Layer, config: CompileConfig) -> tuple[Values, ...]:
 
 def form_of(layer: Layer, config: CompileConfig) -> Form:
     """What pruning without data makes: where X arrives as codes, a pattern in which they can be multiplied."""
-    quantised = layer.values is not None and layer.x_grid is not None
+    quantised = layer.values is not None and (layer.x_grid is not None or layer.dynamic)
     pattern = INTEGER_PATTERN if quantised and config.pattern == AUTO else config.patterns[0]
     return Form(pattern, kinds_of(layer, config)[0])
 

@@ -188,6 +188,8 @@ def _consider(layer: Layer, config: CompileConfig, is_last: bool, obstacle: str)
         return _keep(layer, config)
     if sparsity == 0:
         return "no pruning asked for here"
+    if layer.fixed and config.calib is not None:
+        return f"{layer.op_type}: its weight cannot be fitted to data; quantise the model in QDQ form for that"
     if is_last and not by_name:
         return f"the model's last layer; --sparsity '{layer.name}={sparsity:g}' prunes it too"
     return _prune(layer, config, sparsity)

@@ -58,7 +58,9 @@ class Layer:
             can be.
         y_grid: that Y is rounded to, where a QuantizeLinear to 8 bits alone reads it.
         y_codes: what that node makes, on the same condition: the layer covers the node, and this is its output.
-        fixed: whether the operator multiplies integers (QLinearMatMul), so that no weight can be put in.
+        fixed: whether the operator multiplies integers itself (QLinearMatMul), so that no weight can be fitted to what
+            flows in; X and `x` then are codes.
+        dynamic: whether X is rounded by a scale that is found when the model runs (DynamicQuantizeLinear).
     """
 
     name: str
@@ -83,6 +85,7 @@ class Layer:
     y_grid: Grid | None = None
     y_codes: onnx_ir.Value | None = None
     fixed: bool = False
+    dynamic: bool = False
 
     @property
     def out_features(self) -> int:

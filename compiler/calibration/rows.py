@@ -26,8 +26,9 @@ def groups_of(layer: Layer) -> int:
 
 
 def has_rows(layer: Layer) -> bool:
-    """Whether `rows` knows the layer: products with one matrix, and convolutions, but for transposed ones."""
-    return (layer.kind is LayerKind.LINEAR and not layer.obstacle.startswith("a stack")) or layer.op_type == "Conv"
+    """Whether `rows` knows the layer: products of floats with one matrix, and convolutions, but for transposed ones."""
+    linear = layer.kind is LayerKind.LINEAR and not layer.fixed and not layer.obstacle.startswith("a stack")
+    return linear or layer.op_type == "Conv"
 
 
 def source_of(layer: Layer) -> Hashable:

@@ -60,12 +60,16 @@ def _isolate(program: Program, layer: Layer, rows: tuple[int, ...]) -> tuple[onn
     constants = Constants(program.model)
     # Step 1. What makes X of codes and codes of Y comes along.
     nodes, x, y = list(layer.nodes), layer.x, layer.nodes[-1].outputs[0]
-    head = Coding.of(x.producer(), constants) if layer.x_grid is not None else None
+    head = Coding.of(x.producer(), constants) if layer.x_grid is not None and not layer.fixed else None
+    rounding = x.producer() if layer.fixed and layer.dynamic else None
     apart = layer.y_grid is not None and layer.y_codes is None
     tail = Coding.of(next(iter(y.uses())).node, constants) if apart else None
     if head is not None and head.node.inputs[0] is not None:
         nodes.append(head.node)
         x = head.node.inputs[0]
+    if rounding is not None and rounding.op_type == "DynamicQuantizeLinear" and rounding.inputs[0] is not None:
+        nodes.append(rounding)
+        x = rounding.inputs[0]
     if tail is not None:
         nodes.append(tail.node)
         y = tail.node.outputs[0]
@@ -78,10 +82,12 @@ def _isolate(program: Program, layer: Layer, rows: tuple[int, ...]) -> tuple[onn
     # Step 3. The layer's nodes and values in the clone.
     cloned = dict(zip(ordered, graph, strict=True))
     values = dict(zip(inputs, graph.inputs, strict=True))
+    read = cloned[layer.nodes[0]].inputs[layer.nodes[0].inputs.index(layer.x)]
+    assert read is not None, "it was found there"
     copy = replace(
         layer,
         nodes=tuple(cloned[node] for node in layer.nodes),
-        x=values[x] if head is None else cloned[head.node].outputs[0],
+        x=read,
         x_codes=None if layer.x_codes is None else values[x],
         y_codes=None if layer.y_codes is None else graph.outputs[0],
         residual=None if layer.residual is None else values.get(layer.residual, _cloned_residual(layer, cloned)),
@@ -90,7 +96,8 @@ def _isolate(program: Program, layer: Layer, rows: tuple[int, ...]) -> tuple[onn
     floats, y_shape = data_type(layer), _turned((*rows, layer.out_features), layer.transpose_y)
     for value in graph.inputs:
         _set(value, floats, y_shape)
-    _set(values[x], floats if head is None else head.kind, _turned((*rows, layer.in_features), layer.transpose_x))
+    kind = head.kind if head is not None else onnx_ir.DataType.UINT8 if layer.x is layer.x_codes else floats
+    _set(values[x], kind, _turned((*rows, layer.in_features), layer.transpose_x))
     _set(graph.outputs[0], floats if tail is None else tail.kind, y_shape)
     model = onnx_ir.Model(graph, ir_version=program.model.ir_version)
     for side, codes in (("x", copy.x_codes), ("y", copy.y_codes)):

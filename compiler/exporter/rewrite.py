@@ -25,6 +25,7 @@ from ...ir.grid import CODES
 from ...ir.values import Floats
 from ...ir.values.floats import DTYPES
 from ..frontend.constants import Constants, overridable
+from ..frontend.integers import integer_codes
 from ..frontend.nodes import attribute, operand
 from ..frontend.quantized import Coding
 from ..frontend.weights import from_matrix, weight_index
@@ -93,7 +94,7 @@ def export(
             rewriter.make_sparse(layer if bias is None else replace(layer, bias=bias), ops[layer.name])
         elif layer.name in weights:
             rewriter.set_weight(layer, weights[layer.name])
-            if layer.name in rounded and rounded[layer.name].x != "float" and layer.x_grid is None:
+            if layer.name in rounded and rounded[layer.name].x != "float" and layer.x_grid is None and not layer.fixed:
                 rewriter.round_input(layer, rounded[layer.name].x_grid)
             if bias is not None:
                 rewriter.set_bias(layer, bias)
@@ -163,7 +164,7 @@ class _Rewriter:
         if layer.y_codes is not None:
             self._make_unsigned(last.outputs[0])
         index = weight_index(layer)
-        weight, x = old[0].inputs[index], old[0].inputs[1 - index]
+        weight, x = old[0].inputs[index], old[0].inputs[layer.nodes[0].inputs.index(layer.x)]
         assert weight is not None
         assert x is not None
         base = weight.name or layer.name
@@ -171,6 +172,8 @@ class _Rewriter:
         new: list[onnx_ir.Node] = []
         if op.x == "uint8":
             x = self._codes(x, layer)
+        elif layer.fixed:
+            x = self._floats(x, layer, new)
         if layer.transpose_x:
             x = self._transpose(x, layer, new)
         inputs = [x, *self._matrix(op.matrix, base), self._bias(layer, old, base), self._residual(layer, old, new)]
@@ -208,6 +211,11 @@ class _Rewriter:
         node, index = self._node[layer.nodes[0]], weight_index(layer)
         weight = node.inputs[index]
         assert weight is not None
+        if layer.fixed:
+            new = integer_codes(layer, matrix, Constants(self._program.model))
+            node.replace_input_with(index, self._initializer(f"{weight.name}.pruned", new))
+            self._drop_if_unused([weight])
+            return
         tensor = weight.const_value if weight.is_initializer() else None
         if tensor is not None:
             shape, dtype = tuple(tensor.shape.numpy()), tensor.dtype.numpy()
@@ -341,11 +349,24 @@ class _Rewriter:
 
     def _codes(self, x: onnx_ir.Value, layer: Layer) -> onnx_ir.Value:
         """The codes that the float32 value `x` was made of, in uint8."""
+        if layer.x is layer.x_codes:
+            return x
         node = x.producer()
         if node is None or node.op_type != "DequantizeLinear" or node.inputs[0] is None:
             raise ValueError(f"layer '{layer.name}': its input is not quantised")
         self._make_unsigned(node.inputs[0])
         return node.inputs[0]
+
+    def _floats(self, x: onnx_ir.Value, layer: Layer, new: list[onnx_ir.Node]) -> onnx_ir.Value:
+        """What the codes `x`, which the layer's operator multiplies, were made of or stand for."""
+        node = x.producer()
+        if layer.x_grid is None:
+            floats = node.inputs[0] if node is not None and node.op_type == "DynamicQuantizeLinear" else x
+            assert floats is not None
+            return floats
+        scale = self._initializer(f"{layer.name}.x_scale", np.array(layer.x_grid.scale, dtype=np.float32))
+        zero_point = self._initializer(f"{layer.name}.x_zero_point", np.array(layer.x_grid.zero_point, dtype=np.uint8))
+        return self._step("DequantizeLinear", [x, scale, zero_point], layer, new)
 
     def _make_unsigned(self, codes: onnx_ir.Value) -> None:
         around = [node for node in (codes.producer(), *(use.node for use in codes.uses())) if node is not None]

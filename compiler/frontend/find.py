@@ -14,8 +14,9 @@ import numpy as np
 from ...ir import Epilogue, Layer, LayerKind, SparsecError
 from ...ir.values.floats import DTYPES
 from .constants import Constants, overridable
+from .forms import FORMS
 from .fuse import Context, as_bias, fuse
-from .integers import FORMS, find_integer
+from .integers import find_integer
 from .nodes import attribute, operand, read_tensor
 from .quantized import check_zero_points, with_input_coding, with_weight_coding
 from .shapes import Shapes
@@ -124,7 +125,7 @@ def _find_recurrent(node: onnx_ir.Node, context: Context) -> Layer | None:
 
 
 def _find_integer(node: onnx_ir.Node, context: Context) -> Layer | None:
-    return find_integer(node, context.constants)
+    return find_integer(node, context)
 
 
 FINDERS: Mapping[tuple[str, str], Callable[[onnx_ir.Node, Context], Layer | None]] = {

@@ -64,7 +64,8 @@ Step = Callable[[Layer, Context], Layer | None]
 
 def fuse(layer: Layer, context: Context) -> Layer:
     """The layer, grown as far as the steps take it; its nodes are taken."""
-    for step in STEPS:
+    # Where codes come out nothing more can be computed with them.
+    for step in STEPS if layer.y_codes is None else ():
         layer = step(layer, context) or layer
     context.taken.update(layer.nodes)
     return layer

@@ -72,10 +72,7 @@ class Coding:
 
     def fault(self, what: str) -> str:
         """What is wrong with the scale of the layer's `what`, in words; "" for nothing."""
-        wrong = self.scale[~((self.scale >= np.finfo(np.float32).tiny) & np.isfinite(self.scale))]
-        if not wrong.size:
-            return ""
-        return f"the scale '{self.name}' of its {what} is {wrong[0]:g}, expected a positive finite number"
+        return fault_of(self.scale, what, self.name)
 
     @property
     def grid(self) -> Grid | None:
@@ -103,6 +100,22 @@ class Coding:
         return codes.astype(self.kind.numpy()) if exact else None
 
 
+def fault_of(scale: NDArray[np.float32], what: str, name: str = "") -> str:
+    """What is wrong with a scale, in words; "" for nothing."""
+    wrong = scale[~((scale >= np.finfo(np.float32).tiny) & np.isfinite(scale))]
+    if not wrong.size:
+        return ""
+    called = f" '{name}'" if name else ""
+    return f"the scale{called} of its {what} is {wrong[0]:g}, expected a positive finite number"
+
+
+def holds(weight: NDArray[np.float32], table: NDArray[np.float32]) -> bool:
+    """Whether signed codes of 8 bits and these scales [out, 1] are exactly `weight` [out, in]."""
+    parts = max(1, weight.size // _PART)
+    pieces = zip(np.array_split(weight, parts), np.array_split(table, parts), strict=True)
+    return all(np.array_equal(Int8().round(one, scales), one) for one, scales in pieces)
+
+
 def with_weight_coding(layer: Layer, constants: Constants) -> Layer:
     """The layer, with what its weight is dequantised from."""
     source, turns = _through_transposes(layer.nodes[0].inputs[weight_index(layer)], constants)
@@ -122,10 +135,7 @@ def with_weight_coding(layer: Layer, constants: Constants) -> Layer:
     table = _by_output(layer, coding, turns)
     if table is None:
         return replace(layer, obstacle="its weight has scales along its inputs; no sparse operator yet")
-    parts = max(1, layer.weight.size // _PART)
-    pieces = zip(np.array_split(layer.weight, parts), np.array_split(table, parts), strict=True)
-    exact = all(np.array_equal(Int8().round(weight, scales), weight) for weight, scales in pieces)
-    return replace(layer, values=Int8(), table=table) if exact else layer
+    return replace(layer, values=Int8(), table=table) if holds(layer.weight, table) else layer
 
 
 def with_input_coding(layer: Layer, constants: Constants) -> Layer:

@@ -8,6 +8,7 @@ import numpy as np
 
 from ...ir import LayerKind, SparsecError
 from ...ir.values.floats import DTYPES
+from .forms import FORMS
 from .nodes import attribute
 from .structure import node_label
 
@@ -20,7 +21,11 @@ if TYPE_CHECKING:
 
 def weight_index(layer: Layer) -> int:
     """Which input of its first node holds the layer's weight."""
-    return 0 if layer.kind is LayerKind.LINEAR and layer.nodes[0].inputs[0] is not layer.x else 1
+    node = layer.nodes[0]
+    form = FORMS.get((node.domain, node.op_type))
+    if form is not None:
+        return form.weight
+    return 0 if layer.kind is LayerKind.LINEAR and node.inputs[0] is not layer.x else 1
 
 
 def to_matrix(node: onnx_ir.Node, index: int, array: NDArray[Any]) -> NDArray[np.float32]:

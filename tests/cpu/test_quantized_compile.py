@@ -217,22 +217,57 @@ def test_models_of_convolutions(tmp_path: Path, name: str) -> None:
     assert pruned.report.bytes_after < result.report.bytes_after * 1.05
 
 
+def of_integer_operators(source: onnx.ModelProto, folder: Path, feeds: list[Feeds], form: str) -> onnx.ModelProto:
+    """`source` in the forms of ONNX Runtime's tool that are not QDQ."""
+    if form == "operators":
+        return quantized(source, folder, feeds, quant_format=QuantFormat.QOperator, per_channel=False)
+    onnx.save(source, folder / "float.onnx")
+    quantize_dynamic(folder / "float.onnx", folder / "quantized.onnx", per_channel=True)
+    return onnx.load(folder / "quantized.onnx")
+
+
 @pytest.mark.parametrize("form", ["dynamic", "operators"])
-def test_models_of_integer_operators_leave_as_they_came(tmp_path: Path, form: str) -> None:
-    source = in_blocks(mlp(WIDTHS), 32, 4)
-    if form == "dynamic":
-        onnx.save(source, tmp_path / "float.onnx")
-        quantize_dynamic(tmp_path / "float.onnx", tmp_path / "quantized.onnx", per_channel=True)
-        model = onnx.load(tmp_path / "quantized.onnx")
-    else:
-        model = quantized(source, tmp_path, [numbers()], quant_format=QuantFormat.QOperator, per_channel=False)
-    result = compiled(model, tmp_path, sparsity=0.95, prune_all=True)
-    assert len(result.report.decisions) == 2
+def test_integer_operators(tmp_path: Path, form: str) -> None:
+    model = of_integer_operators(in_blocks(mlp(WIDTHS), 32, 4), tmp_path, [numbers(seed) for seed in range(4)], form)
+    result = compiled(model, tmp_path, batch=(1, 16))
     for decision in result.report.decisions:
-        assert decision.reason.startswith("a product of integers; no sparse operator yet but for models in QDQ form (")
-        assert "block:32x4" in decision.reason
+        assert (decision.choice, decision.pattern, decision.pruned) == ("sparse", "block:32x4", False)
+        assert (decision.values, decision.inputs) == ("int8", "dynamic" if form == "dynamic" else "uint8")
+    ours = {"dynamic": ["SparseLinear", "SparseLinear"], "operators": ["QuantizeLinear", "QSparseLinear"]}
+    assert operators(written(result))[:2] == ours[form]
+    expected, actual = run_dense(model, numbers(9)), run(result, numbers(9))
+    # A scale of their own makes rows of X finer, never coarser.
+    assert np.abs(actual - expected).max() < 0.02 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("form", ["dynamic", "operators"])
+def test_integer_operators_are_pruned_in_their_own_codes(tmp_path: Path, form: str) -> None:
+    model = of_integer_operators(mlp(WIDTHS), tmp_path, [numbers(seed) for seed in range(4)], form)
+    result = compiled(model, tmp_path, layer_sparsity=(("*", 0.75),))
+    for decision in result.report.decisions:
+        assert (decision.choice, decision.pattern, decision.values) == ("sparse", "block:16x4", "int8")
+        assert decision.zeros_after == pytest.approx(0.75, abs=0.02)
+    assert result.report.verification is not None
+    assert result.report.verification.error < 0.02
+
+
+@pytest.mark.parametrize("form", ["dynamic", "operators"])
+def test_integer_operators_without_zeros_leave_as_they_came(tmp_path: Path, form: str) -> None:
+    model = of_integer_operators(mlp(WIDTHS), tmp_path, [numbers()], form)
+    result = compiled(model, tmp_path)
     assert operators(written(result)) == operators(model)
     np.testing.assert_array_equal(run(result, numbers(3)), run_dense(model, numbers(3)))
+
+
+def test_an_encoder_that_rounds_when_it_runs(tmp_path: Path) -> None:
+    """One DynamicQuantizeLinear before three layers; activations behind the scales."""
+    model = of_integer_operators(in_blocks(encoder(ENCODER), 16, 4), tmp_path, [tokens()], "dynamic")
+    named = (("*query*", 0.01), ("*key*", 0.01), ("*value*", 0.01))
+    result = compiled(model, tmp_path, dims={"sequence": 16}, layer_sparsity=named)
+    chosen = [(d.choice, d.inputs) for d in result.report.decisions if "below 16,384 weights" not in d.reason]
+    assert chosen.count(("sparse", "dynamic")) >= 4
+    expected = run_dense(model, tokens(7))
+    assert np.abs(run(result, tokens(7)) - expected).max() < 0.05 * np.abs(expected).max()
 
 
 @pytest.mark.parametrize("kind", [QuantType.QUInt8, QuantType.QInt8], ids=["uint8", "int8"])
