@@ -31,6 +31,7 @@ import numpy as np
 import onnxruntime
 from ffn import cpu_name
 from ffn_low_precision import ratio
+from onnxruntime.quantization import CalibrationDataReader
 
 import sparsec
 from sparsec.compiler.config import Tune
@@ -64,8 +65,7 @@ def dense_forms(folder: Path) -> Iterator[tuple[str, Callable[[], Any], Run]]:
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     source, feeds = str(TASK.model), timing_feeds()
-    data = TASK.calibration()
-    runs = [{name: array[i : i + RUN] for name, array in data.items()} for i in range(0, 256, RUN)]
+    runs = run_batches()
     quantize_dynamic(source, folder / "dynamic.onnx", weight_type=QuantType.QInt8, per_channel=True)
     paths = {
         "float32, ONNX Runtime": source,
@@ -92,24 +92,26 @@ def dense_forms(folder: Path) -> Iterator[tuple[str, Callable[[], Any], Run]]:
     )
 
 
+def run_batches() -> list[Feeds]:
+    """The calibration data in runs."""
+    data = TASK.calibration()
+    count = len(data["input_ids"])
+    return [{name: array[i : i + RUN] for name, array in data.items()} for i in range(0, count, RUN)]
+
+
+class Once(CalibrationDataReader):  # type: ignore[misc]
+    """Some runs, one time."""
+
+    def __init__(self, runs: list[Feeds]) -> None:
+        self._left = iter(runs)
+
+    def get_next(self) -> Feeds | None:
+        return next(self._left, None)
+
+
 def products_only(source: str, runs: list[Feeds], folder: Path) -> str:
     """`quantize_static` of MatMul alone, ranges by percentile."""
-    from onnxruntime.quantization import (
-        CalibrationDataReader,
-        CalibrationMethod,
-        QuantFormat,
-        QuantType,
-        quantize_static,
-    )
-
-    class Once(CalibrationDataReader):  # type: ignore[misc]
-        """The runs, one time."""
-
-        def __init__(self) -> None:
-            self._left = iter(runs)
-
-        def get_next(self) -> Feeds | None:
-            return next(self._left, None)
+    from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 
     path = str(folder / "products.onnx")
     logging.disable(logging.WARNING)
@@ -117,7 +119,7 @@ def products_only(source: str, runs: list[Feeds], folder: Path) -> str:
         quantize_static(
             source,
             path,
-            Once(),
+            Once(runs),
             quant_format=QuantFormat.QDQ,
             op_types_to_quantize=["MatMul"],
             per_channel=True,
@@ -135,29 +137,30 @@ def sparse_forms(folder: Path) -> Iterator[tuple[str, float, Callable[[], Any], 
     np.savez(folder / "calibration.npz", **TASK.calibration())
     for values, activations, picks in FORMS:
         name = f"{values} {activations}" if values == "int8" else values
-        solutions = folder / name
         for pick in picks:
+            # A folder for each: a library that a session holds is not loaded again from the same path.
+            out = folder / f"{name} {pick}"
             config = sparsec.CompileConfig(
                 calib=folder / "calibration.npz",
                 values=values,
                 activations=activations,
                 speedup=1.2,
                 pick=pick,
-                solutions=solutions / "cache",
+                solutions=folder / f"{name} {picks[0]}" / "cache",
                 batch=(BATCH,),
                 dims={"sequence": SEQUENCE},
                 threads=THREADS,
                 tune=Tune.QUICK,
             )
             result = sparsec.compile(TASK.model, config)
-            result.save(solutions, force=True)
+            result.save(out)
             layers = {decision.layer: decision for decision in result.report.decisions if decision.choice == "sparse"}
             zeros = sum(d.zeros_after * d.shape[0] * d.shape[1] for d in layers.values())
             total = sum(d.shape[0] * d.shape[1] for d in result.report.decisions)
             result.close()
             options = onnxruntime.SessionOptions()
             options.intra_op_num_threads = THREADS
-            session = sparsec.load(solutions, options)
+            session = sparsec.load(out, options)
             yield (
                 f"{name}, point {pick}, {len(layers)} layers",
                 zeros / total,

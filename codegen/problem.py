@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from ..ir import SparseMatrix
 
 
+# Inputs that are multiplied together, by how X is given.
+TOGETHER = {"float": 1, "bfloat16": 2, "uint8": DOT_INPUTS, "static": DOT_INPUTS, "dynamic": DOT_INPUTS}
+INTEGERS = frozenset(x for x, inputs in TOGETHER.items() if inputs == DOT_INPUTS)
 # Of so many products of uint8 and int8 the sum still fits int32, whatever they are: 2^31 / (255 * 128).
 MAX_INTEGER_INPUTS = 65_793
 
@@ -31,8 +34,9 @@ class Problem:
         epilogue: what is fused.
         dtype: of X, bias, residual and Y: "float32", "float16" or "bfloat16"; sums are float32.
         kind: what W is stored as; None for floats of `dtype`.
-        x: how X is given. "float": as `dtype`, and multiplied so. Else products are of 8-bit integers, with sums in
-            int32: "uint8": X is quantised; "static": it is float32, quantised on the way by one scale and zero point;
+        x: how X is given. "float": as `dtype`, and multiplied so. "bfloat16": as float32, rounded to bfloat16 on the
+            way, with sums of products of pairs in float32. Else products are of 8-bit integers, with sums in int32:
+            "uint8": X is quantised; "static": it is float32, quantised on the way by one scale and zero point;
             "dynamic": by those of each row.
         y: "float": Y is `dtype`; "uint8": quantised by one scale and zero point.
     """
@@ -49,8 +53,13 @@ class Problem:
     y: str = "float"
 
     def __post_init__(self) -> None:
-        fours = self.block[1] % DOT_INPUTS == 0 and self.in_features % DOT_INPUTS == 0
-        if self.integers and not (self.kind == Int8() and fours and self.in_features < MAX_INTEGER_INPUTS):
+        whole = self.block[1] % self.together == 0 and self.in_features % self.together == 0
+        if self.x == "bfloat16" and not (self.kind == Floats("bfloat16") and whole):
+            raise ValueError(
+                f"products of bfloat16 need such weights and pairs of inputs, not {self.values} in blocks of "
+                f"{self.block[1]} of {self.in_features:,}"
+            )
+        if self.integers and not (self.kind == Int8() and whole and self.in_features < MAX_INTEGER_INPUTS):
             raise ValueError(
                 f"products of integers need int8 weights with one scale an output and whole fours of fewer than "
                 f"{MAX_INTEGER_INPUTS:,} inputs, not {self.values} in blocks of {self.block[1]} of {self.in_features:,}"
@@ -61,9 +70,9 @@ class Problem:
         """The problem that `matrix` poses.
 
         Raises:
-            ValueError: `x` asks for products of integers, which the matrix is not packed for.
+            ValueError: `x` asks for products of several inputs, which the matrix is not packed for.
         """
-        if (x != "float") != (matrix.together == DOT_INPUTS):
+        if TOGETHER[x] != matrix.together:
             raise ValueError(f"X as '{x}' and inputs {matrix.together} together do not go with each other")
         density = matrix.blocks / max(matrix.pattern.grid(matrix.shape)[0] * matrix.pattern.grid(matrix.shape)[1], 1)
         return cls(
@@ -87,12 +96,12 @@ class Problem:
     @property
     def integers(self) -> bool:
         """Whether products are of integers."""
-        return self.x != "float"
+        return self.x in INTEGERS
 
     @property
     def together(self) -> int:
         """As in `SparseMatrix`."""
-        return DOT_INPUTS if self.integers else 1
+        return TOGETHER[self.x]
 
     @property
     def block_rows(self) -> int:

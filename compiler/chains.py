@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from ..codegen.problem import INTEGERS
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -25,7 +27,7 @@ def chained(candidates: Mapping[str, Candidate]) -> dict[str, Candidate]:
         following = [readers.get(node) for node, _ in value.uses()]
         grids = {_grid(reader, value) for reader in following}
         # A residual may have any shape that broadcasts, which only floats do.
-        able = one.x != "float" and not one.layer.epilogue.residual and not one.layer.transpose_y
+        able = one.x in INTEGERS and not one.layer.epilogue.residual and not one.layer.transpose_y
         if not able or value.is_graph_output() or len(grids) != 1 or None in grids:
             continue
         result[name] = replace(result[name], y_grid=grids.pop())

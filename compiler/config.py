@@ -18,8 +18,9 @@ from .calibration.ranges import METHODS as RANGES
 
 # Layers with fewer weights than this are too small for a sparse operator to pay.
 TINY_WEIGHTS = 16_384
-# The pattern where "auto" finds no better one: one vector of outputs; where products are of integers, four inputs deep.
-PATTERN, INTEGER_PATTERN = "group:16", "block:16x4"
+# The pattern where "auto" finds no better one: one vector of outputs; two inputs deep where products are of bfloat16,
+# four where they are of integers.
+PATTERN, PAIR_PATTERN, INTEGER_PATTERN = "group:16", "block:16x2", "block:16x4"
 
 
 class Tune(str, Enum):
@@ -39,16 +40,17 @@ class CompileConfig(BaseModel):
         layer_sparsity: exceptions by layer name or glob, in order; the last that matches counts. A layer that is named
             here is pruned even where the defaults would leave it (the model's last layer, tiny ones).
         pattern: the shape of sparsity that pruning makes: "block:RxC" or "group:g"; with `calib` several, separated by
-            commas, of which each layer gets one. "auto" is `PATTERN`, or `INTEGER_PATTERN`; with `speedup` or
-            `max_drop` the narrowest that this machine runs nearly as fast as the fastest. Zeros that are already there
-            keep their own shape.
+            commas, of which each layer gets one. "auto" is `PATTERN`, `PAIR_PATTERN` or `INTEGER_PATTERN`; with
+            `speedup` or `max_drop` the narrowest that this machine runs nearly as fast as the fastest. Zeros that are
+            already there keep their own shape.
         values: what the weights of sparse operators are stored as: "fp32", "bf16", "fp16", "int8", "int8:G",
             "codebook16" or "codebook256"; with `speedup` or `max_drop` several, separated by commas, of which each
             layer gets one. Layers of 16-bit models keep their type. Weights of layers that stay dense are stored in a
             codebook only where it holds them exactly.
         activations: with int8 values, in patterns with a multiple of 4 inputs a block: "float" multiplies X as it is,
             "static" rounds it to 8 bits by scales from `calib`, "dynamic" by a scale for each row; products are then of
-            integers. "auto" is "static" with `calib`, else "float".
+            integers. "auto" is "static" with `calib`, else "float". With bf16 values, in patterns with an even number
+            of inputs a block: "bf16" rounds X, too, for products of bfloat16.
         ranges: how static scales follow from `calib`: "mse" (least squared error), "minmax", "percentile" or "entropy".
         dense_baseline: what a sparse layer has to beat: "fp32" for the layer as it came, "int8" for what ONNX Runtime's
             static quantisation makes of it, "best" for the faster of the two. With the latter two the report also has
@@ -87,7 +89,7 @@ class CompileConfig(BaseModel):
     layer_sparsity: tuple[tuple[str, Annotated[float, Field(ge=0, le=1)]], ...] = ()
     pattern: str = AUTO
     values: str = "fp32"
-    activations: Literal["auto", "float", "static", "dynamic"] = "auto"
+    activations: Literal["auto", "float", "static", "dynamic", "bf16"] = "auto"
     ranges: str = "mse"
     dense_baseline: Literal["fp32", "int8", "best"] = "fp32"
     target: str = "auto"
@@ -159,7 +161,9 @@ class CompileConfig(BaseModel):
         """One or more; a default as long as "auto" has not been decided."""
         if self.pattern != AUTO:
             return tuple(self.pattern.split(","))
-        return (INTEGER_PATTERN if self.multiplies_integers else PATTERN,)
+        if self.multiplies_integers:
+            return (INTEGER_PATTERN,)
+        return (PAIR_PATTERN if self.activations == "bf16" else PATTERN,)
 
     @property
     def multiplies_integers(self) -> bool:

@@ -16,7 +16,7 @@ import numpy as np
 
 from ..codegen.ort.library import build_library
 from ..ir import Decision, SparsecError, UsageError
-from ..ir.values import Codebook, Int8
+from ..ir.values import Codebook, Floats, Int8
 from ..passes.solve import AUTO
 from . import artifact
 from .budget import PLANNED, Fitting, Search, with_pattern
@@ -187,8 +187,11 @@ def _check(config: CompileConfig) -> None:
         )
     if config.pick is not None and not config.budgeted:
         raise UsageError("--pick chooses a point of the frontier of --speedup or --max-drop: add the one it came from")
-    if config.activations != "auto" and Int8() not in config.kinds:
-        raise UsageError(f"--activations {config.activations} goes with --values int8; the values are {config.values}")
+    wanted = Floats("bfloat16") if config.activations == "bf16" else Int8()
+    if config.activations != "auto" and wanted not in config.kinds:
+        raise UsageError(
+            f"--activations {config.activations} goes with --values {wanted}; the values are {config.values}"
+        )
     if len(config.kinds) > 1 and not config.budgeted:
         raise UsageError(
             f"--values {config.values}: which layer gets which is a matter of time and error; name one kind, or add "

@@ -1,11 +1,11 @@
-"""What a layer's weight is stored as, and whether its products are of integers."""
+"""What a layer's weight is stored as, and whether several inputs are multiplied at a time."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ..codegen.problem import MAX_INTEGER_INPUTS
+from ..codegen.problem import MAX_INTEGER_INPUTS, TOGETHER
 from ..ir import parse_pattern
 from ..ir.sparse_matrix import DOT_INPUTS
 from ..ir.values import Floats, Int8
@@ -55,17 +55,14 @@ def pack(
     """
     x = activations(layer, form, config)
     table = layer.table if table is None else table
-    together = DOT_INPUTS if x != "float" else 1
-    return parse_pattern(form.pattern).pack(weight, layer.dtype, form.values, table, together), x
+    return parse_pattern(form.pattern).pack(weight, layer.dtype, form.values, table, TOGETHER[x]), x
 
 
 def activations(layer: Layer, form: Form, config: CompileConfig) -> str:
-    """How the layer's kernel would be given X: as floats, unless integers can be multiplied four inputs at a time."""
-    pattern = parse_pattern(form.pattern)
-    out, inputs = layer.weight.shape
-    cols, rows = min(pattern.cols, inputs), min(pattern.rows, out)
-    fits = cols % DOT_INPUTS == 0 and inputs % DOT_INPUTS == 0 and rows >= _LEAST_ROWS and inputs < MAX_INTEGER_INPUTS
-    if not fits or form.values != Int8():
+    """How the layer's kernel would be given X: as floats, unless several inputs can be multiplied at a time."""
+    if form.values == Floats("bfloat16") and layer.dtype == "float32" and config.activations == "bf16":
+        return "bfloat16" if _fits(layer, form, TOGETHER["bfloat16"]) else "float"
+    if form.values != Int8() or not _fits(layer, form, DOT_INPUTS) or layer.in_features >= MAX_INTEGER_INPUTS:
         return "float"
     if layer.x_grid is not None and config.activations != "float":
         # What was rounded to signed codes is rounded again, to the same numbers.
@@ -73,6 +70,12 @@ def activations(layer: Layer, form: Form, config: CompileConfig) -> str:
     if layer.dynamic and config.activations == "auto":
         return "dynamic"
     return config.activation_format
+
+
+def _fits(layer: Layer, form: Form, together: int) -> bool:
+    pattern, (out, inputs) = parse_pattern(form.pattern), layer.weight.shape
+    whole = min(pattern.cols, inputs) % together == 0 and inputs % together == 0
+    return bool(whole and min(pattern.rows, out) >= _LEAST_ROWS)
 
 
 def kinds_of(layer: Layer, config: CompileConfig) -> tuple[Values, ...]:

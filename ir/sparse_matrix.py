@@ -77,7 +77,7 @@ class SparseMatrix:
         table: float32, what they share: see `kind`.
         dtype: of the activations that the weight meets: "float32", "float16" or "bfloat16".
         together: inputs of a block that stand together: [C / together][panel outputs][together] instead of
-            [C inputs][panel outputs]. `DOT_INPUTS` for products of integers, else 1.
+            [C inputs][panel outputs]. `DOT_INPUTS` for products of integers, 2 for those of bfloat16, else 1.
     """
 
     pattern: Pattern

@@ -25,6 +25,7 @@ from ...ir.errors import SparsecError
 from ...ir.values import Floats
 from ...ir.values.floats import DTYPES
 from ..kernel import ANY_ROWS, CUDA_ARGUMENTS
+from ..problem import INTEGERS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -285,7 +286,7 @@ def _kernel_row(kernel: Kernel, index: int) -> str:
     x, y = ("uint8" if name == "uint8" else kernel.dtype for name in (kernel.x, kernel.y))
     types = ", ".join(_TYPES[name] for name in (kernel.dtype, x, values.dtype.name, y))
     table = values.table_size((kernel.out_features, kernel.in_features), -(-rows // kernel.panel) * kernel.panel)
-    formats = f"{values.bits}, {table}, {int(kernel.x != 'float')}, {int(kernel.x in ('static', 'uint8'))}"
+    formats = f"{values.bits}, {table}, {int(kernel.x in INTEGERS)}, {int(kernel.x in ('static', 'uint8'))}"
     epilogue = f"{int(kernel.epilogue.bias)}, {int(kernel.epilogue.residual)}"
     variants = f"{f'cpu_{index}' if kernel.cpu else 'NULL'}, {f'cuda_{index}' if kernel.cuda else 'NULL'}"
     return f"{{{_c_string(kernel.name)}, {sizes}, {types}, {formats}, {epilogue}, {variants}}}"

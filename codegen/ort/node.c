@@ -11,6 +11,10 @@
 #define MAX_THREADS 4096
 
 #define DAMAGED "the model is damaged: compile it again"
+/* A path that is loaded is not read again while any session holds it. */
+#define MISMATCH                                                                                                       \
+    "the model and the library come from different compilations, or a session of this process still holds an older "   \
+    "library of the same path"
 
 const char *const input_names[INPUT_COUNT] = {"X", "values", "indices", "indptr", "bias", "residual", "table", "sums"};
 
@@ -108,8 +112,7 @@ OrtStatus *node_find(Node *node, const OrtApi *api, const OrtKernelInfo *info) {
             return NULL;
         }
     return node_error(node, ORT_INVALID_GRAPH,
-                      "this library has no kernel '%s'; the model and the library come from different compilations",
-                      name);
+                      "this library has no kernel '%s'; " MISMATCH, name);
 }
 
 static OrtStatus *read_attribute(const Node *node, const OrtKernelInfo *info, const char *name, int64_t *value) {
@@ -136,8 +139,7 @@ static OrtStatus *check_attributes(Node *node, const OrtKernelInfo *info) {
         TRY(read_attribute(node, info, attributes[i].name, &value));
         if (value != attributes[i].expected)
             return node_error(node, ORT_INVALID_GRAPH,
-                              "attribute '%s' is %" PRId64 ", expected %" PRId64 " of kernel '%s'; the model and "
-                              "the library come from different compilations",
+                              "attribute '%s' is %" PRId64 ", expected %" PRId64 " of kernel '%s'; " MISMATCH,
                               attributes[i].name, value, attributes[i].expected, kernel->name);
     }
     TRY(read_attribute(node, info, "threads", &node->threads));

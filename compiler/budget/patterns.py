@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from ...ir import parse_pattern
 from ...passes.prune import prune_by_norm
-from ..config import INTEGER_PATTERN, PATTERN
+from ..config import INTEGER_PATTERN, PAIR_PATTERN, PATTERN
 from ..formats import Form, form_of, kinds_of
 from .cache import stored_pattern
 from .options import Kept, Option
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 GROUPS = ("group:2", "group:4", "group:8", PATTERN)
 # The same where products are of integers, four inputs at a time.
 FOURS = ("block:4x4", "block:8x4", INTEGER_PATTERN)
+# And of bfloat16, two at a time.
+PAIRS = ("block:4x2", "block:8x2", PAIR_PATTERN)
 # How much longer than with the fastest the layers may take: what a step of a tenth in zeros is worth around 60 %.
 SLACK = 1.25
 # The share of zeros at which they are compared.
@@ -53,7 +55,7 @@ def with_pattern(program: Program, plan: Plan, workload: Workload, context: Cont
 
 
 def _fastest(program: Program, layers: Sequence[Layer], default: Form, workload: Workload, context: Context) -> str:
-    choices = FOURS if default.pattern == INTEGER_PATTERN else GROUPS
+    choices = {INTEGER_PATTERN: FOURS, PAIR_PATTERN: PAIRS}.get(default.pattern, GROUPS)
     # Of layers of the same shape one tells of all.
     groups: dict[object, list[Layer]] = {}
     for layer in layers:

@@ -57,7 +57,8 @@ Activations = Annotated[
     typer.Option(
         metavar="FORM",
         help="With --values int8, in patterns such as block:16x4 with a multiple of 4 inputs a block: float; static or "
-        "dynamic to multiply integers, by scales from --calib or by one a row. auto: static with --calib, else float.",
+        "dynamic to multiply integers, by scales from --calib or by one a row. auto: static with --calib, else float. "
+        "With --values bf16, in patterns such as block:16x2: bf16 to multiply such.",
         rich_help_panel=_WHAT,
     ),
 ]

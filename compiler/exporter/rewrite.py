@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_ir
 
+from ...codegen.problem import INTEGERS
 from ...ir.grid import CODES
 from ...ir.values import Floats
 from ...ir.values.floats import DTYPES
@@ -95,7 +96,7 @@ def export(
         elif layer.name in weights:
             rewriter.set_weight(layer, weights[layer.name])
             if layer.name in rounded and rounded[layer.name].x != "float" and layer.x_grid is None and not layer.fixed:
-                rewriter.round_input(layer, rounded[layer.name].x_grid)
+                rewriter.round_input(layer, rounded[layer.name])
             if bias is not None:
                 rewriter.set_bias(layer, bias)
     rewriter.drop_unread()
@@ -261,13 +262,17 @@ class _Rewriter:
         self._graph.insert_before(old, node)
         return node.outputs[0]
 
-    def round_input(self, layer: Layer, grid: Grid | None) -> None:
-        """Round the layer's X to `grid`, or each of its rows to one of its own."""
+    def round_input(self, layer: Layer, op: SparseOp) -> None:
+        """Round the layer's X as `op` does: to a grid, each of its rows to one of its own, or to bfloat16."""
         node, index = self._node[layer.nodes[0]], 1 - weight_index(layer)
         x = node.inputs[index]
         assert x is not None
         new: list[onnx_ir.Node] = []
-        rounded = self._on_rows(x, layer, new) if grid is None else self._on_grid(x, grid, layer, new)
+        if op.x == "bfloat16":
+            half = self._step("Cast", [x], layer, new, to=onnx_ir.DataType.BFLOAT16)
+            rounded = self._step("Cast", [half], layer, new, to=onnx_ir.DataType.FLOAT)
+        else:
+            rounded = self._on_rows(x, layer, new) if op.x_grid is None else self._on_grid(x, op.x_grid, layer, new)
         self._graph.insert_before(node, new)
         node.replace_input_with(index, rounded)
 
@@ -344,7 +349,7 @@ class _Rewriter:
         table = matrix.kind.laid_out(matrix.table, matrix.panels * matrix.panel)
         return [
             self._initializer(f"{base}.table", table) if table.size else None,
-            self._initializer(f"{base}.sums", matrix.sums) if op.x != "float" else None,
+            self._initializer(f"{base}.sums", matrix.sums) if op.x in INTEGERS else None,
         ]
 
     def _codes(self, x: onnx_ir.Value, layer: Layer) -> onnx_ir.Value:
@@ -478,7 +483,7 @@ def _attributes(layer: Layer, op: SparseOp) -> list[onnx_ir.Attr]:
         onnx_ir.AttrFloat32("alpha", layer.epilogue.alpha),
         onnx_ir.AttrFloat32("beta", layer.epilogue.beta),
         *([onnx_ir.AttrString("value_type", str(kind))] if kind != Floats(op.matrix.dtype) else []),
-        *([onnx_ir.AttrString("products", "int8"), onnx_ir.AttrString("x", op.x)] if op.x != "float" else []),
+        *([onnx_ir.AttrString("products", str(kind)), onnx_ir.AttrString("x", op.x)] if op.x != "float" else []),
         *(onnx_ir.AttrFloat32(f"{name}_scale", grid.scale) for name, grid in grids if grid is not None),
         *(onnx_ir.AttrInt64(f"{name}_zero_point", grid.zero_point) for name, grid in grids if grid is not None),
     ]

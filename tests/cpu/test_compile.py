@@ -15,6 +15,7 @@ import sparsec
 from sparsec.compiler import decide, runtime
 from sparsec.compiler.config import Tune
 from sparsec.compiler.runtime import Comparison
+from sparsec.ir import SparsecError
 from sparsec.models import BUILDERS
 from sparsec.models.digits import GROUP16
 from sparsec.models.mlp import ffn, mlp
@@ -232,3 +233,18 @@ def test_external_data(cache: Path, sparse_wins: None, tmp_path: Path) -> None:
     x = np.random.default_rng(0).standard_normal((5, 256)).astype(np.float32)
     (y,) = sparsec.load(tmp_path / "out").run(None, {"input": x})
     np.testing.assert_allclose(y, result.run({"input": x})["output"])
+
+
+def test_an_artifact_replaced_while_a_session_holds_the_old_one(tmp_path: Path, cache: Path, sparse_wins: None) -> None:
+    """The loader gives the library that is held; the message says so, and without that session all is well."""
+    out, model = tmp_path / "out", mlp((150, 210, 190, 10), seed=3)
+    held = []
+    for pattern in ("group:16", "group:32"):
+        result = sparsec.compile(model, sparsec.CompileConfig(cache=cache, sparsity=0.7, pattern=pattern, **FAST))
+        result.save(out)
+        result.close()
+        if held:
+            with pytest.raises(SparsecError, match="a session of this process still holds an older library"):
+                sparsec.load(out)
+            held.clear()
+        held.append(sparsec.load(out))

@@ -21,11 +21,12 @@ from sparsec.codegen.kernels.cpu import EMITTERS
 from sparsec.codegen.kernels.cpu.abi import POINTERS
 from sparsec.codegen.kernels.cpu.schedule import Schedule
 from sparsec.codegen.kernels.cpu.weights import is_flat
-from sparsec.codegen.problem import Problem
+from sparsec.codegen.problem import TOGETHER, Problem
 from sparsec.codegen.target import CpuTarget, parse_cpu
 from sparsec.codegen.tune.gpu.measure import activated
 from sparsec.ir import Activation, BlockPattern, Epilogue, SparseMatrix
 from sparsec.ir.values import Codebook, Floats, Int8, Values
+from sparsec.ir.values.floats import DTYPES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -42,7 +43,7 @@ UNTOUCHED = np.uint32(0x7FC12345)
 GUARD = 64
 PLAIN = Epilogue()
 FLOAT32 = Floats()
-# Those of products of floats; for integers see test_integers.py.
+# Those of single products; for several at a time see test_bfloat16.py and test_integers.py.
 KERNELS = sorted(EMITTERS.keys() - {"dots"})
 
 # ---- Kernels and data ----
@@ -57,6 +58,7 @@ class Code:
     block: tuple[int, int]
     epilogue: Epilogue = PLAIN
     kind: Values = FLOAT32
+    x: str = "float"
 
     @property
     def pattern(self) -> BlockPattern:
@@ -65,8 +67,11 @@ class Code:
     @property
     def problem(self) -> Problem:
         # No kernel depends on the density: one compiled kernel serves all of them.
-        empty = SparseMatrix.from_dense(np.zeros(self.shape, dtype=np.float32), self.pattern, kind=self.kind)
-        return replace(Problem.of(empty, self.epilogue), density=0.5)
+        empty = self.packed(np.zeros(self.shape, dtype=np.float32))
+        return replace(Problem.of(empty, self.epilogue, self.x), density=0.5)
+
+    def packed(self, weight: Array) -> SparseMatrix:
+        return SparseMatrix.from_dense(weight, self.pattern, kind=self.kind, together=TOGETHER[self.x])
 
 
 @dataclass(frozen=True)
@@ -94,20 +99,21 @@ class Data:
         blocks = rng.random(code.pattern.grid(code.shape)) < work.density
         weight = rng.standard_normal(code.shape) * code.pattern.expand(blocks, code.shape)
         return cls(
-            SparseMatrix.from_dense(weight.astype(np.float32), code.pattern, kind=code.kind),
+            code.packed(weight.astype(np.float32)),
             rng.standard_normal((work.height, inputs)).astype(np.float32),
             rng.standard_normal(out).astype(np.float32),
             rng.standard_normal((work.height, out)).astype(np.float32),
         )
 
 
-def expected(data: Data, epilogue: Epilogue) -> tuple[Array, Array]:
+def expected(data: Data, epilogue: Epilogue, x_kind: str = "float") -> tuple[Array, Array]:
     """The product and its epilogue in float64, and how far from it float32 may be.
 
     The bound is 16 units of the last place of the sum of all terms' magnitudes: sums of 200 terms are off by less. An
     activation adds one term of magnitude 1, as its own error is absolute; none is steeper than 1.13.
     """
-    x, weight = data.x.astype(np.float64), data.matrix.to_dense().astype(np.float64)
+    given = data.x.astype(DTYPES["bfloat16"]) if x_kind == "bfloat16" else data.x
+    x, weight = given.astype(np.float64), data.matrix.to_dense().astype(np.float64)
     z, size = x @ weight.T, np.abs(x) @ np.abs(weight).T
     if epilogue.bias:
         z, size = z + data.bias, size + np.abs(data.bias)
@@ -176,7 +182,7 @@ def check(code: Code, work: Work, call: Callable[..., Any]) -> None:
 
     asked = requested(code, work)
     result = y.reshape(asked.shape)
-    right, bound = expected(data, code.epilogue)
+    right, bound = expected(data, code.epilogue, code.x)
     wrong = asked & ~(np.abs(result - right) <= bound)
     assert not wrong.any(), f"{wrong.sum()} of {asked.sum()} wrong, first at {np.argwhere(wrong)[0]}"
     assert untouched(result[~asked]), "wrote to Y outside of its range"

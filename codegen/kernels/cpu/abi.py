@@ -26,7 +26,7 @@ class Arguments:
         x: [rows * K] float32 or uint8. values, indices, indptr, table: the packed weight; of scales the table is
             [groups, N]. sums: [N] int32, of each output's codes, for products of integers. bias: [N]. residual,
             y: [rows * N]; y is float32 or uint8.
-        workspace: private scratch memory, float32, or int32 for products of integers.
+        workspace: private scratch memory, float32, or int32 for products of several inputs.
         parameters: [5] float32: scale, its inverse and zero point of X, inverse of the scale and zero point of Y.
         row_begin, row_end, panel_begin, panel_end: what this call computes, int64.
     """
@@ -64,7 +64,7 @@ def _dtypes(problem: Problem) -> dict[str, str]:
         "indptr": "int32",
         "sums": "int32",
         "y": "uint8" if problem.y == "uint8" else "float32",
-        "workspace": "int32" if problem.integers else "float32",
+        "workspace": "int32" if problem.together > 1 else "float32",
     }
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from .lanes import adjacent, broadcast, shuffle
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     from ...target import CpuTarget
     from .abi import Buffer, Expr
 
@@ -39,6 +42,10 @@ class Dot:
             return cls(lanes, "vpdpbusd")
         # 32 products of 16 bits need AVX-512 BW.
         return cls(lanes if "avx512bw" in target.requires else min(lanes, 8), "pmaddwd")
+
+    def scope(self) -> AbstractContextManager[None]:
+        """Where `accumulate` may stand: anywhere."""
+        return nullcontext()
 
     def zeros(self) -> Buffer:
         """Sums in a register."""

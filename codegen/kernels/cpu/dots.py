@@ -1,12 +1,14 @@
-"""Products of 8-bit integers, four inputs at a time: one panel of adjacent outputs times a tile of rows in registers.
+"""Products of several inputs at a time: one panel of adjacent outputs times a tile of rows in registers.
 
     for tile of rows:
-        quantise X[tile, :] -> workspace[k / 4, row], four inputs an int32
+        round X[tile, :] -> workspace[k / 4, row], four integers of 8 bits an int32, or two bfloat16
         for panel:
             acc[tile_rows, panel] = 0
             for block t, four inputs c:
                 acc[r, :] += dot(workspace[(indices[t] + c) / 4, r], values[t, c, :])
             Y[tile, panel] = epilogue((acc - zero point * sums) * scale of X * scales of W)
+
+Of bfloat16 Y is the epilogue of acc, which is float32.
 
 Codes of X are unsigned, those of W signed, sums int32: exact, because 4 products fit the instruction's sum and K of
 them an int32 as long as K < 2^31 / (255 * 128) = 65,793 (`MAX_INTEGER_INPUTS`). With the zero point of X its product is
@@ -18,6 +20,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from .abi import function
+from .bfloat16 import PairDot
 from .blocks import Panel, each_input, each_tile
 from .dot import Dot
 from .lanes import adjacent, broadcast, whole_lanes
@@ -33,7 +36,7 @@ if TYPE_CHECKING:
 
 
 def workspace(problem: Problem, schedule: Schedule) -> int:
-    """int32 of scratch memory a call needs: the packed tile, and of each row the scale and the zero point."""
+    """int32 of scratch memory a call needs: the packed tile, and what else a row of it has."""
     return Packed(problem, schedule.tile_rows).size
 
 
@@ -42,7 +45,9 @@ def emit(problem: Problem, schedule: Schedule, symbol: str, target: CpuTarget) -
     from tvm.script.ir_builder import IRBuilder
 
     with IRBuilder() as builder, function(problem, symbol, workspace(problem, schedule)) as args:
-        each_tile(args, schedule.tile_rows, _Emitter(problem, schedule, args, target).tile)
+        emitter = _Emitter(problem, schedule, args, target)
+        with emitter.dot.scope():
+            each_tile(args, schedule.tile_rows, emitter.tile)
     return builder.get()
 
 
@@ -54,7 +59,8 @@ class _Emitter:
 
         self.T: Any = builder
         self.problem, self.schedule, self.args = problem, schedule, args
-        self.dot = Dot.of(target, whole_lanes(problem.panel))
+        kind = Dot if problem.integers else PairDot
+        self.dot: Dot | PairDot = kind.of(target, whole_lanes(problem.panel))
         self.vectors = problem.panel // self.dot.lanes
 
     def tile(self, row: Expr, rows: int) -> None:
@@ -69,21 +75,22 @@ class _Emitter:
             def scaled(value: Expr, r: int, output: Expr, lanes: int) -> Expr:
                 return self.scaled(value, packed, r, output, lanes)
 
-            store_panel(self.problem, args, row, panel, at.output, sums, self.dot.lanes, scaled)
+            scales = scaled if self.problem.integers else None
+            store_panel(self.problem, args, row, panel, at.output, sums, self.dot.lanes, scales)
 
     def sums(self, at: Panel, packed: Packed) -> list[list[Expr]]:
-        """Emit the loop over the blocks; returns expressions [row][vector] of the sums, int32."""
-        T, p, args, dot = self.T, self.problem, self.args, self.dot
+        """Emit the loop over the blocks; returns expressions [row][vector] of the sums, int32 or float32."""
+        T, p, args, dot, one = self.T, self.problem, self.args, self.dot, self.problem.together
         chains = max(1, self.schedule.accumulators // (packed.rows * self.vectors))
         acc = [[[dot.zeros() for _ in range(self.vectors)] for _ in range(packed.rows)] for _ in range(chains)]
-        fours = p.block[1] // 4
+        several = p.block[1] // one
 
         def step(t: Expr, c: Expr, chain: int) -> None:
-            """All rows and vectors for inputs 4c to 4c + 3 of block t."""
-            line = (T.truncdiv(T.cast(args.indices[at.first + t], "int64"), T.int64(4)) + c) * packed.stride
-            values = at.values + (t * fours + c) * (4 * p.panel)
+            """All rows and vectors for the inputs of number c of block t."""
+            line = (T.truncdiv(T.cast(args.indices[at.first + t], "int64"), T.int64(one)) + c) * packed.stride
+            values = at.values + (t * several + c) * (one * p.panel)
             weights = [
-                dot.weights(args.values[adjacent(values + v * 4 * dot.lanes, 4 * dot.lanes)])
+                dot.weights(args.values[adjacent(values + v * one * dot.lanes, one * dot.lanes)])
                 for v in range(self.vectors)
             ]
             for r in range(packed.rows):
@@ -91,7 +98,7 @@ class _Emitter:
                 for v in range(self.vectors):
                     dot.accumulate(acc[chain][r][v], x, weights[v])
 
-        each_input(at.count, fours, chains, step)
+        each_input(at.count, several, chains, step)
         return [
             [dot.total([acc[c][r][v] for c in range(chains)]) for v in range(self.vectors)] for r in range(packed.rows)
         ]

@@ -1,10 +1,11 @@
-"""Rows of X to 8-bit codes, four adjacent inputs an int32, the rows of a tile beside each other."""
+"""Rows of X to 8-bit codes or bfloat16, adjacent inputs in an int32, the rows of a tile beside each other."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from .bfloat16 import pairs_of
 from .lanes import adjacent, broadcast, shuffle
 from .quantize import X_INVERSE, X_ZERO_POINT, quantized
 
@@ -12,7 +13,7 @@ if TYPE_CHECKING:
     from ...problem import Problem
     from .abi import Arguments, Expr
 
-# Inputs at a time: a vector of float32, and four int32 of codes.
+# Inputs at a time: a vector of float32, and four int32 of codes, or eight of pairs.
 _WIDE = 16
 
 
@@ -29,13 +30,13 @@ class Packed:
 
     @property
     def stride(self) -> int:
-        """int32 from four inputs to the next: a power of two, so that a cache line or less holds all rows."""
+        """int32 from some inputs to the next: a power of two, so that a cache line or less holds all rows."""
         return 1 << (self.rows - 1).bit_length()
 
     @property
     def codes(self) -> int:
         """int32 of all codes."""
-        return self.problem.in_features // 4 * self.stride
+        return self.problem.in_features // self.problem.together * self.stride
 
     @property
     def size(self) -> int:
@@ -52,7 +53,10 @@ class Packed:
 
 
 def pack_quantized(args: Arguments, row: Expr, packed: Packed) -> None:
-    """Emit `workspace[k / 4 * stride + r] = codes of x[row + r, k .. k + 3]` for all rows of the tile."""
+    """Emit `workspace[k / 4 * stride + r] = codes of x[row + r, k .. k + 3]` for all rows of the tile.
+
+    Of bfloat16 there are two to an int32.
+    """
     from tvm.tirx.script import builder as T
 
     emitter = _Packer(args, packed)
@@ -81,14 +85,15 @@ class _Packer:
         if whole:
             with T.serial(T.int64(whole // _WIDE)) as i:
                 self.inputs(row, first, scales, i * _WIDE, _WIDE)
-        for k in range(whole, inputs, 4):
-            self.inputs(row, first, scales, T.int64(k), 4)
+        for k in range(whole, inputs, self.problem.together):
+            self.inputs(row, first, scales, T.int64(k), self.problem.together)
 
     def inputs(self, row: Expr, first: Expr, scales: list[tuple[Expr, Expr]], k: Expr, count: int) -> None:
         """Inputs k to k + count - 1 of the rows."""
-        T, packed, n = self.T, self.packed, count // 4
+        T, packed, together = self.T, self.packed, self.problem.together
+        n = count // together
         codes = [T.Bind(self.codes(row + first + r, k, count, *scale)) for r, scale in enumerate(scales)]
-        start = T.truncdiv(k, T.int64(4)) * packed.stride + first
+        start = T.truncdiv(k, T.int64(together)) * packed.stride + first
         if len(codes) == 1 and packed.stride == 1:
             T.buffer_store(self.args.workspace, codes[0], [adjacent(start, n)])
             return
@@ -101,6 +106,8 @@ class _Packer:
         T = self.T
         where = adjacent(row * self.problem.in_features + k, count)
         value = self.args.x[where]
+        if self.problem.x == "bfloat16":
+            return pairs_of(value, count)
         if self.problem.x != "uint8":
             value = quantized(value, inverse, zero_point, count)
         return T.reinterpret(f"int32x{count // 4}" if count > 4 else "int32", value)

@@ -12,7 +12,7 @@ class Schedule:
     Attributes:
         kernel: the file in `codegen/kernels` that emits it: "outputs" (vectors along the outputs), "rows" (along the
             rows of X, for blocks of few outputs), "inputs" (along the inputs of a block, for few rows of X as well) or
-            "dots" (products of integers, along the outputs).
+            "dots" (products of several inputs at a time, along the outputs).
         tile_rows: rows of X whose sums are kept in registers together.
         pack: copy the rows of X into a contiguous panel first: gathers then touch one cache line an input. For
             "outputs"; "rows" always does, "inputs" never.

@@ -29,8 +29,8 @@ _TILE_BYTES = 512 << 10
 
 def candidates(problem: Problem, target: CpuTarget, rows: int) -> list[Schedule]:
     """Schedules for `rows` rows of X, the first being what fits most machines."""
-    if problem.integers:
-        return _integers(problem, target, rows)
+    if problem.together > 1:
+        return _dots(problem, target, rows)
     if problem.block[0] < _NARROW:
         found = _narrow(problem, target, rows)
         return found if is_flat(problem.values) else [one for one in found if one.kernel != "inputs"]
@@ -68,8 +68,8 @@ def _narrow(problem: Problem, target: CpuTarget, rows: int) -> list[Schedule]:
     return [Schedule("rows", tile) for tile in tiles]
 
 
-def _integers(problem: Problem, target: CpuTarget, rows: int) -> list[Schedule]:
-    """Products of 8-bit integers: tiles always are packed, being quantised on the way."""
+def _dots(problem: Problem, target: CpuTarget, rows: int) -> list[Schedule]:
+    """Products of several inputs at a time: tiles always are packed, being rounded on the way."""
     if rows <= ROW_CLASSES[0]:
         return [Schedule("dots", 1), Schedule("dots", 1, accumulators=16)]
     # Beside the sums: a panel's weights, and two inputs on their way.
