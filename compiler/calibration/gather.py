@@ -72,7 +72,8 @@ def gather(
     not count.
 
     Raises:
-        SparsecError: the model cannot be run on the samples, or an activation is NaN or infinite.
+        SparsecError: the model cannot be run on the samples, an activation is NaN or infinite, or those of a layer are
+            all zero.
     """
     trial = Trial(program, layers, machine, folder, watched=True)
     weights = trial.feeds({})
@@ -88,6 +89,13 @@ def gather(
             moments[source] = moments[source] + new if source in moments else new
             seen[source] += count
         done(f"run {number + 1}")
+    for source, layer in owners.items():
+        if not moments[source].any():
+            what = "only zeros" if seen[source] else "nothing"
+            raise SparsecError(
+                f"calibration data '{samples.name}': {what} ever flowed into layer '{layer.name}', so its weight "
+                f"cannot be fitted; add samples that reach it, or leave it as it is with --sparsity '{layer.name}=0'"
+            )
     statistics = {
         source: tuple(Statistics.of(moment / max(seen[source], 1)) for moment in stack)
         for source, stack in moments.items()

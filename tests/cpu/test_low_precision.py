@@ -15,7 +15,7 @@ from sparsec.compiler import cli, runtime
 from sparsec.compiler.cli.result import _facts
 from sparsec.compiler.config import Tune
 from sparsec.compiler.runtime import Comparison
-from sparsec.ir import UsageError
+from sparsec.ir import SparsecError, UsageError
 from sparsec.models.mlp import mlp
 
 if TYPE_CHECKING:
@@ -232,3 +232,51 @@ def test_dense_layers_that_a_codebook_holds_exactly(tmp_path: Path) -> None:
     assert (first.choice, first.values, second.values) == ("dense", "codebook256", "")
     assert first.bytes_sparse < first.bytes_dense / 5
     np.testing.assert_array_equal(result.run({"input": X})["output"], dense(X, model))
+
+
+def gated(tmp_path: Path, kept: bool) -> tuple[onnx.ModelProto, str]:
+    """Two layers, the second of which works on the rows that an input lets through; and data where it lets none."""
+    model = onnx.parser.parse_model(
+        '<ir_version: 9, opset_import: ["": 17]>\n'
+        "g (float[n,96] x, bool[n] let) => (float[n,128] y, float[m,128] z) {"
+        " y = Gemm<transB: int = 1>(x, A, a) rows = Compress<axis: int = 0>(y, let)"
+        " z = Gemm<transB: int = 1>(rows, B, a) }"
+    )
+    arrays = {"A": (128, 96), "B": (128, 128), "a": (128,)}
+    for name, shape in arrays.items():
+        array = RNG.standard_normal(shape).astype(np.float32)
+        model.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
+    np.savez(tmp_path / "gated.npz", x=X, let=np.full(len(X), kept))
+    return model, str(tmp_path / "gated.npz")
+
+
+@pytest.mark.parametrize("pruned", ["z", "*"])
+def test_data_that_never_reaches_a_layer(tmp_path: Path, pruned: str) -> None:
+    config = {"values": "int8", "pattern": "block:16x4", "tune": Tune.OFF, "cache": tmp_path / "cache", "threads": 2}
+    config |= {"layer_sparsity": ((pruned, 0.7),), "permute": False}
+    model, data = gated(tmp_path, kept=False)
+    words = "nothing ever flowed into layer 'z', so its weight cannot be fitted; add samples that reach it, or leave it"
+    with pytest.raises(SparsecError, match=words):
+        sparsec.compile(model, sparsec.CompileConfig(calib=data, **config))
+    # Nothing is needed of the data where rows are rounded by themselves.
+    result = sparsec.compile(model, sparsec.CompileConfig(activations="dynamic", **config))
+    assert {d.inputs for d in result.report.decisions if d.choice == "sparse"} == {"dynamic"}
+    result.close()
+    model, data = gated(tmp_path, kept=True)
+    result = sparsec.compile(model, sparsec.CompileConfig(calib=data, **config))
+    assert {d.inputs for d in result.report.decisions if d.choice == "sparse"} == {"static"}
+
+
+def test_data_that_never_reaches_a_layer_that_is_kept(tmp_path: Path) -> None:
+    """No weight is fitted, but a range is wanted."""
+    model, data = gated(tmp_path, kept=False)
+    for tensor in model.graph.initializer:
+        if tensor.name in "AB":
+            array = onnx.numpy_helper.to_array(tensor).copy()
+            array[:, 16:] = 0
+            tensor.CopyFrom(onnx.numpy_helper.from_array(array, tensor.name))
+    config = {"values": "int8", "tune": Tune.OFF, "cache": tmp_path / "cache", "threads": 2}
+    with pytest.raises(
+        SparsecError, match="nothing ever flowed into layer 'z', so no range of its input is known; add"
+    ):
+        sparsec.compile(model, sparsec.CompileConfig(calib=data, **config))

@@ -79,4 +79,6 @@ def squeezed(array: Array) -> Array:
 
 def _flat(array: Array) -> Floats:
     """[samples, numbers] float64; a scalar is [1, 1]."""
-    return array.astype(np.float64).reshape(len(array) if array.ndim else 1, -1)
+    samples, *shape = array.shape or (1,)
+    # Explicit, because reshape refuses -1 where there are no samples.
+    return array.astype(np.float64).reshape(samples, int(np.prod(shape, dtype=np.int64)))
