@@ -83,9 +83,9 @@ def compile(
             context = with_pattern(program, plan, workload, context)
             plan = _plan(program, context)
         # Step 4. With data: choose and fit their weights. Under a budget, until an artifact holds.
-        for source, attempt, fitting, search in _attempts(program, plan, workload, context):
+        for source, attempt, fitting, search, chosen in _attempts(program, plan, workload, context):
             # Step 5. Compile and tune kernels; keep what is faster by itself, then what is faster together.
-            candidates = attempt.candidates if fitting is None else fitting.with_grids(attempt.candidates)
+            candidates = attempt.candidates if fitting is None else fitting.with_grids(source, attempt.candidates)
             outcome = decide(source, candidates, workload, context)
             # Step 6. Write the artifact; where nothing changed, as the model came.
             weights = _Weights.of(attempt, outcome, config)
@@ -112,6 +112,7 @@ def compile(
             verification=verification,
             fidelity=fidelity,
             quality=quality,
+            healing=None if chosen is None else chosen.healing,
             frontier=() if search is None else search.report(),
             dense_int8=dense_int8,
             reordered=None if fitting is None else fitting.reordered,
@@ -185,6 +186,8 @@ def _check(config: CompileConfig) -> None:
             "--calib: nothing is pruned that could be fitted to the data; add --sparsity, such as 0.5, --speedup, such "
             "as 2, or --max-drop, such as 1%"
         )
+    if config.heal is not None and not config.prunes:
+        raise UsageError("--heal: nothing is pruned that could be trained; add --sparsity, such as 0.5, or a budget")
     if config.pick is not None and not config.budgeted:
         raise UsageError("--pick chooses a point of the frontier of --speedup or --max-drop: add the one it came from")
     if config.activations != "auto" and config.values != "int8":
@@ -196,6 +199,7 @@ def _check(config: CompileConfig) -> None:
         f"--method {config.method}": config.method != "auto",
         "--speedup": config.speedup is not None,
         "--max-drop": config.max_drop is not None,
+        "--heal": config.heal is not None,
         "--metric": config.metric is not None,
         "--labels": config.labels is not None,
         "--eval": config.eval_data is not None,
@@ -215,30 +219,25 @@ def _plan(program: Program, context: Context) -> Plan:
 
 def _attempts(
     program: Program, plan: Plan, workload: Workload, context: Context
-) -> Iterator[tuple[Program, Plan, Fitting | None, Search | None]]:
+) -> Iterator[tuple[Program, Plan, Fitting | None, Search | None, Chosen | None]]:
     """The plan; with data its weights fitted; under a budget one plan after the other until one holds.
 
-    Each with the model that it is about: the program, or with its channels in another order.
+    Each with the model that it is about: the program, or with its channels in another order, or trained.
     """
     config = context.config
     fits = any(has_rows(pruned.layer) for pruned in plan.pruned.values())
     if config.calib is None or not (fits or config.budgeted or config.quantizes):
-        yield program, plan, None, None
+        yield program, plan, None, None, None
         return
     fitting = Fitting(program, plan, workload, context, timed=config.budgeted)
-    if fitting.program is not program:
-        plan = _plan(fitting.program, context)
-    if not config.budgeted:
-        yield fitting.program, _chosen(plan, fitting, fitting.at_sparsity(config.sparsity)), fitting, None
-        return
-    search = Search(fitting, context, _dense_times(program, workload, context))
+    search = Search(fitting, context, _dense_times(program, workload, context)) if config.budgeted else None
+    chosen = fitting.at_sparsity(config.sparsity) if search is None else search.chosen
     while True:
-        yield fitting.program, _chosen(plan, fitting, search.chosen), fitting, search
-
-
-def _chosen(plan: Plan, fitting: Fitting, chosen: Chosen | None) -> Plan:
-    weights, patterns = (chosen.weights, chosen.patterns) if chosen is not None else ({}, {})
-    return with_weights(plan, weights, patterns, fitting.layers, fitting.config)
+        source = fitting.program if chosen is None else chosen.program
+        own = plan if source is program else _plan(source, context)
+        weights, patterns = ({}, {}) if chosen is None else (chosen.weights, chosen.patterns)
+        yield source, with_weights(own, weights, patterns, fitting.layers, config), fitting, search, chosen
+        chosen = None if search is None else search.chosen
 
 
 def _dense_times(program: Program, workload: Workload, context: Context) -> tuple[float, ...]:

@@ -70,6 +70,12 @@ class Network:
         found = self._graph.run(given, frozenset(wanted))
         return {name: found[name] for name in wanted}
 
+    def nbytes(self, values: Mapping[str, Tensor]) -> int:
+        """Of all that is computed on the way: what gradients need at most."""
+        with torch.no_grad():
+            made = self(values, self._graph.names)
+        return sum(x.numel() * x.element_size() for x in made.values() if x is not None)
+
 
 class _Graph:
     """A main graph, or one branch of an If, which also reads what is around it."""
@@ -100,6 +106,9 @@ class _Graph:
         self._constants = {name: constants[name] for name in constants.keys() - around.keys()}
         self.outputs = [value.name or "" for value in graph.outputs]
         self._steps = _with_last(todo)
+        self.names = [
+            output.name for call, _, _ in todo for output in call.node.outputs if output.name and output.uses()
+        ]
 
     def _operator(
         self,
@@ -117,8 +126,8 @@ class _Graph:
         if not ours or node.op_type not in OPS:
             domain = f"{node.domain}::" if node.domain else ""
             raise SparsecError(
-                f"--heal: {node_label(node)}: there is no mapping of the operator {domain}{node.op_type} to PyTorch, so "
-                "the model cannot be trained. Leave --heal out, or export the model without this operator"
+                f"--heal: {node_label(node)}: there is no mapping of the operator {domain}{node.op_type} to PyTorch, "
+                "so the model cannot be trained. Leave --heal out, or export the model without this operator"
             )
         return OPS[node.op_type]
 
@@ -201,6 +210,6 @@ def _compute(call: Call, run: Op, inputs: tuple[str, ...], values: Mapping[str, 
 
 def _cannot(node: onnx_ir.Node, what: str) -> SparsecError:
     return SparsecError(
-        f"--heal: {node_label(node)}: PyTorch cannot compute this form of {node.op_type} ({what}). Leave --heal out, or "
-        "export the model without it"
+        f"--heal: {node_label(node)}: PyTorch cannot compute this form of {node.op_type} ({what}). Leave --heal out, "
+        "or export the model without it"
     )

@@ -28,7 +28,7 @@ _NEAREST = (
 
 
 def gemm(call: Call, a: Tensor, b: Tensor, c: Tensor | None = None) -> Tensor:
-    """alpha A B + beta C."""
+    """The product, alpha A B + beta C."""
     a = a.t() if call.get("transA", 0) else a
     b = b.t() if call.get("transB", 0) else b
     y = a @ b

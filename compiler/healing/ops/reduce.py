@@ -49,7 +49,7 @@ def top_k(call: Call, x: Tensor, k: Tensor | None = None) -> tuple[Tensor, Tenso
     count = call.get("k", 1) if k is None else numbers(k)[0]
     axis = call.get("axis", -1)
     # Of equal numbers the first: torch.topk promises nothing there.
-    values, places = torch.sort(x, axis, descending=bool(call.get("largest", 1)), stable=True)
+    values, places = torch.sort(x, dim=axis, descending=bool(call.get("largest", 1)), stable=True)
     return values.narrow(axis, 0, count), places.narrow(axis, 0, count)
 
 
