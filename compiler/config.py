@@ -77,8 +77,8 @@ class CompileConfig(BaseModel):
             one that suits labels and outputs. Without labels the dense model's outputs are the reference.
         speedup: how much faster the whole model must get, at every batch size: with the least error.
         max_drop: how much worse the metric may get, "1%" of the dense model's or "0.01": as fast as that allows.
-        heal: train the kept weights, biases and norms by PyTorch to do what the dense model does, for a time ("5m", "90s",
-            "1h") or a number of steps ("500"), on all samples of `calib` but those that are held back.
+        heal: train the kept weights, biases and norms by PyTorch to do what the dense model does, for a time ("5m",
+            "90s", "1h") or a number of steps ("500"), on all samples of `calib` but those that are held back.
         permute: with `calib`, reorder channels before blocks are cut, where the weights around can follow.
         pick: number of the frontier's point to make, instead of what the budget chooses; 0 is the dense model.
         solutions: folder in which solved weights are kept, so that another budget or point needs no second solving.

@@ -83,12 +83,14 @@ def compile(
             context = with_pattern(program, plan, workload, context)
             plan = _plan(program, context)
         # Step 4. With data: choose and fit their weights. Under a budget, until an artifact holds.
-        for source, attempt, fitting, search, chosen in _attempts(program, plan, workload, context):
+        for attempt in _attempts(program, plan, workload, context):
+            source, fitting, search = attempt.program, attempt.fitting, attempt.search
             # Step 5. Compile and tune kernels; keep what is faster by itself, then what is faster together.
-            candidates = attempt.candidates if fitting is None else fitting.with_grids(source, attempt.candidates)
+            candidates = attempt.plan.candidates
+            candidates = candidates if fitting is None else fitting.with_grids(source, candidates)
             outcome = decide(source, candidates, workload, context)
             # Step 6. Write the artifact; where nothing changed, as the model came.
-            weights = _Weights.of(attempt, outcome, config)
+            weights = _Weights.of(attempt.plan, outcome, config)
             out, stored = _write(source if outcome.ops or weights.dense else program, outcome, weights, context)
             # Step 7. Run it against the dense model with the same weights, and against the one that came.
             verification = _verify(source, outcome, weights, workload, context)
@@ -97,9 +99,9 @@ def compile(
                 break
         dense_int8 = _dense_int8(program, fitting, workload, context)
         # Step 8. For what is dense, measure what pruning would bring.
-        survey = _survey(program, attempt.candidates, workload, context)
+        survey = _survey(program, attempt.plan.candidates, workload, context)
         # Step 9. Tell everything.
-        decisions = _decisions(program, attempt.reasons, outcome, weights, stored)
+        decisions = _decisions(program, attempt.plan.reasons, outcome, weights, stored)
         data_notes = () if fitting is None else fitting.notes
         report = Report(
             model=program.source.name if program.source else "",
@@ -112,12 +114,12 @@ def compile(
             verification=verification,
             fidelity=fidelity,
             quality=quality,
-            healing=None if chosen is None else chosen.healing,
+            healing=attempt.chosen.healing if attempt.chosen is not None else None,
             frontier=() if search is None else search.report(),
             dense_int8=dense_int8,
             reordered=None if fitting is None else fitting.reordered,
             missed="" if search is None else search.missed,
-            notes=(*data_notes, *_notes(decisions, attempt.candidates, workload, outcome, context)),
+            notes=(*data_notes, *_notes(decisions, attempt.plan.candidates, workload, outcome, context)),
             bytes_before=program.nbytes,
             bytes_after=sum(p.stat().st_size for p in out.iterdir() if p.name != artifact.LIBRARY),
             seconds=time.perf_counter() - start,
@@ -217,17 +219,30 @@ def _plan(program: Program, context: Context) -> Plan:
     return make_plan(program, planned, context.target)
 
 
-def _attempts(
-    program: Program, plan: Plan, workload: Workload, context: Context
-) -> Iterator[tuple[Program, Plan, Fitting | None, Search | None, Chosen | None]]:
-    """The plan; with data its weights fitted; under a budget one plan after the other until one holds.
+@dataclass(frozen=True)
+class Attempt:
+    """What becomes an artifact, unless it misses its budget.
 
-    Each with the model that it is about: the program, or with its channels in another order, or trained.
+    Attributes:
+        program: the model, or with its channels in another order, or with trained biases and norms.
+        plan: of its layers.
+        fitting, chosen: where the weights come from, with data.
+        search: the budget, if there is one.
     """
+
+    program: Program
+    plan: Plan
+    fitting: Fitting | None = None
+    search: Search | None = None
+    chosen: Chosen | None = None
+
+
+def _attempts(program: Program, plan: Plan, workload: Workload, context: Context) -> Iterator[Attempt]:
+    """The plan; with data its weights fitted; under a budget one plan after the other until one holds."""
     config = context.config
     fits = any(has_rows(pruned.layer) for pruned in plan.pruned.values())
     if config.calib is None or not (fits or config.budgeted or config.quantizes):
-        yield program, plan, None, None, None
+        yield Attempt(program, plan)
         return
     fitting = Fitting(program, plan, workload, context, timed=config.budgeted)
     search = Search(fitting, context, _dense_times(program, workload, context)) if config.budgeted else None
@@ -236,7 +251,7 @@ def _attempts(
         source = fitting.program if chosen is None else chosen.program
         own = plan if source is program else _plan(source, context)
         weights, patterns = ({}, {}) if chosen is None else (chosen.weights, chosen.patterns)
-        yield source, with_weights(own, weights, patterns, fitting.layers, config), fitting, search, chosen
+        yield Attempt(source, with_weights(own, weights, patterns, fitting.layers, config), fitting, search, chosen)
         chosen = None if search is None else search.chosen
 
 

@@ -210,8 +210,8 @@ class Fitting:
         """Refuse data that tells nothing of what training brings, before anything takes time."""
         if self.config.heal is not None and not self.judge.holds_back:
             raise SparsecError(
-                f"--heal: calibration data '{self._samples.name}' has one run, of which nothing can be held back to see "
-                "what training brings: give more of it, or other data to judge by (--eval)"
+                f"--heal: calibration data '{self._samples.name}' has one run, of which nothing can be held back to "
+                "see what training brings: give more of it, or other data to judge by (--eval)"
             )
 
     def solved(self, allocation: Allocation) -> dict[str, Weights]:
@@ -259,7 +259,7 @@ class Fitting:
         return self._compared(allocation)[1]
 
     def with_grids(self, program: Program, candidates: Mapping[str, Candidate]) -> dict[str, Candidate]:
-        """The candidates in `program`, with a grid for X where it is to be rounded by one: from the model with their weights."""
+        """The candidates, with a grid for X where it is to be rounded by one: from `program` with their weights."""
         wanting = [one for one in candidates.values() if one.x == "static" and one.layer.x_grid is None]
         if not wanting:
             return dict(candidates)

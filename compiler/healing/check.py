@@ -33,7 +33,8 @@ def check(rough: Function, exact: Function, dense: Model, batch: Batch, epsilon:
     `epsilon`) where that is more.
 
     Args:
-        rough, exact: the dense model as PyTorch computes it in float32, and in float64.
+        rough: the dense model as PyTorch computes it in float32.
+        exact: the same in float64.
         dense: ONNX Runtime's, from one run's feeds to outputs.
         batch: the samples.
         epsilon: of the narrowest floats in the model.

@@ -26,7 +26,7 @@ class Limit:
     def __str__(self) -> str:
         return f"{self.amount:.10g}s" if self.timed else f"{self.amount:.10g}"
 
-    def spent(self, steps: int, seconds: float) -> float:
+    def spent(self, steps: float, seconds: float) -> float:
         """Which share of the limit so much is; 1 or more when it is over."""
         return (seconds if self.timed else steps) / self.amount
 

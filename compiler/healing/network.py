@@ -10,7 +10,7 @@ import torch
 
 from ...ir import SparsecError
 from ..frontend.structure import node_label
-from .ops import OPS, Call, Op, Tensor
+from .ops import OPS, Call, Op, Tensor, tensor_of
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -93,7 +93,7 @@ class _Graph:
         todo: list[tuple[Call, Op, tuple[str, ...]]] = []
         for name, value in graph.initializers.items():
             if name not in varying and value.const_value is not None:
-                constants[name] = _constant(value, Call(None, opset, floats))
+                constants[name] = _constant(value.const_value, floats)
         for node in graph:
             call = Call(node, opset, floats)
             inputs = tuple("" if value is None else value.name or "" for value in node.inputs)
@@ -155,11 +155,10 @@ class _If:
         return tuple(found[name] for name in branch.outputs)
 
 
-def _constant(value: onnx_ir.Value, call: Call) -> Tensor:
+def _constant(constant: onnx_ir.TensorProtocol, floats: Any) -> Tensor:
     """An initialiser; None for strings and other types that only operators without a mapping read."""
-    assert value.const_value is not None
     try:
-        return call.tensor(value.const_value)
+        return tensor_of(constant, floats)
     except TypeError:
         return None
 

@@ -105,7 +105,7 @@ def _vectors(model: onnx_ir.Model) -> dict[str, Any]:
         tensor = value.const_value
         if tensor is None or tensor.dtype not in _FLOATS or overridable(value, model) or value.is_graph_output():
             continue
-        shape = tuple(int(size) for size in tensor.shape)
+        shape = tuple(tensor.shape.numpy())
         users = [
             use.idx in _VECTORS.get(use.node.op_type, ()) and use.node.graph is model.graph for use in value.uses()
         ]

@@ -49,28 +49,29 @@ class Call:
         """A list of integers; None where the node does not say."""
         return list(self.get(name, ())) if name in self.node.attributes else None
 
-    def dtype(self, number: int) -> Any:
-        """PyTorch's name for ONNX's type `number`.
 
-        Raises:
-            TypeError: it has none.
-        """
-        kind = onnx_ir.DataType(number)
-        if kind not in _FLOATS and kind not in _OTHERS:
-            raise TypeError(f"there are no tensors of {kind.name}")
-        return self.floats if kind in _FLOATS else _OTHERS[kind]
+def dtype_of(number: int, floats: Any) -> Any:
+    """PyTorch's name for ONNX's type `number`; all floats are `floats`.
 
-    def tensor(self, constant: onnx_ir.TensorProtocol) -> Tensor:
-        """A constant; floats in the one type that there is.
+    Raises:
+        TypeError: it has none.
+    """
+    kind = onnx_ir.DataType(number)
+    if kind not in _FLOATS and kind not in _OTHERS:
+        raise TypeError(f"there are no tensors of {kind.name}")
+    return floats if kind in _FLOATS else _OTHERS[kind]
 
-        Raises:
-            TypeError: its type is neither a number nor a boolean.
-        """
-        dtype = self.dtype(constant.dtype)
-        array = constant.numpy()
-        if dtype is self.floats:  # PyTorch does not know NumPy's bfloat16
-            array = array.astype("float64" if self.floats is torch.float64 else "float32")
-        return torch.tensor(array, dtype=dtype)
+
+def tensor_of(constant: onnx_ir.TensorProtocol, floats: Any) -> Tensor:
+    """A constant; all floats are `floats`.
+
+    Raises:
+        TypeError: its type is neither a number nor a boolean.
+    """
+    dtype, array = dtype_of(constant.dtype, floats), constant.numpy()
+    if dtype is floats:  # PyTorch does not know NumPy's bfloat16
+        array = array.astype("float64" if floats is torch.float64 else "float32")
+    return torch.tensor(array, dtype=dtype)
 
 
 Op: TypeAlias = Callable[..., Any]

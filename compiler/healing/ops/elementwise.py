@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 
-from .call import numbers
+from .call import dtype_of, numbers
 
 if TYPE_CHECKING:
     from .call import Call, Op, Tensor
@@ -50,7 +50,7 @@ def clip(call: Call, x: Tensor, low: Tensor | None = None, high: Tensor | None =
 
 def cast(call: Call, x: Tensor) -> Tensor:
     """Floats of every width are one type here."""
-    return x.to(call.dtype(call.get("to", 0)))
+    return x.to(dtype_of(call.get("to", 0), call.floats))
 
 
 def cast_like(call: Call, x: Tensor, like: Tensor) -> Tensor:

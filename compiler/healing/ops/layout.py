@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from .call import axes_of, numbers
+from .call import axes_of, numbers, tensor_of
 
 if TYPE_CHECKING:
     from .call import Call, Op, Tensor
@@ -17,7 +17,7 @@ def constant(call: Call) -> Tensor:
     """Of any of the attributes that ONNX has for it."""
     attributes = call.node.attributes
     if "value" in attributes:
-        return call.tensor(attributes["value"].as_tensor())
+        return tensor_of(attributes["value"].as_tensor(), call.floats)
     if "value_float" in attributes or "value_floats" in attributes:
         return torch.tensor(next(iter(attributes.values())).value, dtype=call.floats)
     if "value_int" in attributes or "value_ints" in attributes:
@@ -28,7 +28,7 @@ def constant(call: Call) -> Tensor:
 def constant_of_shape(call: Call, shape: Tensor) -> Tensor:
     """Zeros of float32 where nothing else is said."""
     found = call.node.attributes.get("value")
-    value = torch.zeros(1, dtype=call.floats) if found is None else call.tensor(found.as_tensor())
+    value = torch.zeros(1, dtype=call.floats) if found is None else tensor_of(found.as_tensor(), call.floats)
     return torch.full(numbers(shape), value.item(), dtype=value.dtype)
 
 
