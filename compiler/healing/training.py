@@ -104,8 +104,8 @@ class Trainer:
         self._epsilon = epsilon_of(program.model)
         self.begun = digest(self._seed, self.student.teacher, self.student.parameters)
         self._wanted = list(dict.fromkeys((*self.student.outputs, *self.student.hidden)))
-        few = self._batches.first(1)[0]
-        kept = self.student.network.nbytes({**few.stacked, **few.shared, **self.student.teacher})
+        feeds = {name: torch.from_numpy(array) for name, array in self._batches.first(1)[0].feeds()[0].items()}
+        kept = self.student.network.nbytes({**feeds, **self.student.teacher})
         self._size = max(1, min(BATCH, BYTES // max(kept, 1)))
 
     def check(self, dense: Model) -> None:
