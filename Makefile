@@ -31,6 +31,13 @@ $(VENV)/ready:
 	$(RUN) -m pip install -qq --disable-pip-version-check --upgrade pip
 	touch $@
 
+# The tests train with PyTorch, whose usual wheel for Linux brings 2.7 GB of CUDA: the one for CPUs comes first, without
+# what it needs, which is then found where everything else is. Where there is none, the usual one does.
+$(VENV)/test.done $(VENV)/dev.done: $(VENV)/torch
+$(VENV)/torch: $(VENV)/ready
+	$(RUN) -m pip install -qq --disable-pip-version-check --no-deps torch || true
+	touch $@
+
 $(VENV)/%.done: pyproject.toml $(VENV)/ready
 	echo "installing sparsec[$*] into $(VENV), about 800 MB" >&2
 	$(RUN) -m pip install -qq --disable-pip-version-check -e '.[$*]'

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 # Samples a step, fewer where what is kept for their gradients would take more than so many bytes.
 BATCH, BYTES = 64, 2**30
 # Step size, as a share of the root mean square of what is trained; of what is nearly zero, as if that were `LEAST`.
-RATE, LEAST = 0.03, 1e-2
+RATE, LEAST = 0.01, 1e-2
 # Share of the limit in which the step size rises; it then falls as a cosine.
 WARM_UP = 0.02
 # The norm that gradients are cut to.
@@ -45,7 +45,7 @@ CLIP = 1.0
 # What the hidden layers' mean error and the labels' loss weigh, where the outputs' error weighs 1.
 HIDDEN, LABELS = 1.0, 0.5
 # How often the student is judged, and how often in a row it may be no better before it is given up.
-LOOKS, PATIENCE = 10, 5
+LOOKS, PATIENCE = 10, 7
 # Of how many shapes the number check takes samples, and how many.
 SHAPES, CHECKED = 4, 8
 
