@@ -77,7 +77,8 @@ class Cache:
         """Where the state of a training that began so is, and where it is to be left; None to keep none."""
         if self._old is None:
             return None
-        old, new = (folder / f"training-{begun[:16]}.pt" for folder in (self._old, self._new))
+        name = hashlib.sha256(f"{self._key} {begun}".encode()).hexdigest()
+        old, new = (folder / f"training-{name[:16]}.pt" for folder in (self._old, self._new))
         return (new if new.exists() else old), new
 
     def load_frontier(self) -> dict[str, Any] | None:

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
 # Numbers that are not negative are probabilities where their sums are so near to 1.
 ONE = 1e-3
+# What a target counts that does not vary at all.
+STILL = 1e-3
 
 
 def relative_error(x: Tensor, target: Tensor, keep: Tensor | None = None) -> Tensor:
@@ -21,8 +23,13 @@ def relative_error(x: Tensor, target: Tensor, keep: Tensor | None = None) -> Ten
     """
     if keep is not None and x.shape[:2] == keep.shape:
         x, target = x[keep], target[keep]
-    centred = target - target.mean(0, keepdim=True) if len(target) > 1 else target
-    return torch.square(x - target).sum() / torch.square(centred).sum().clamp_min(torch.finfo(x.dtype).tiny)
+    finite = torch.isfinite(target)
+    if not bool(finite.all()):  # such as logits of what is left out
+        x, target = (torch.where(finite, one, 0) for one in (x, target))
+    error, power = torch.square(x - target).sum(), torch.square(target).sum()
+    varying = torch.square(target - target.mean(0, keepdim=True)).sum() if len(target) > 1 else power
+    scale = varying + STILL * power
+    return error / scale if float(scale) > 0 else error / max(x.numel(), 1)
 
 
 def distance(x: Tensor, target: Tensor, keep: Tensor | None = None) -> Tensor:

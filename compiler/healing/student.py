@@ -8,6 +8,7 @@ import numpy as np
 import onnx_ir
 import torch
 
+from ...ir import SparsecError
 from ..calibration import Weights
 from ..exporter import open_model
 from ..frontend.constants import overridable
@@ -37,6 +38,7 @@ _VECTORS = {
     "Sub": (0, 1),
 }
 _FLOATS = (onnx_ir.DataType.FLOAT, onnx_ir.DataType.FLOAT16, onnx_ir.DataType.BFLOAT16)
+_DOUBLE = onnx_ir.DataType.DOUBLE
 
 
 class Student:
@@ -55,7 +57,7 @@ class Student:
         """Begin with `weights`, by layer name; where a matrix is zero it stays zero.
 
         Raises:
-            SparsecError: an operator has no mapping.
+            SparsecError: an operator has no mapping, or no output is of floats.
         """
         self._weights = dict(weights)
         self._layers = [layer for layer in program.layers if layer.name in weights]
@@ -78,8 +80,10 @@ class Student:
             parameter.requires_grad_(True)
         self.hidden = list(dict.fromkeys(layer.nodes[-1].outputs[0].name or "" for layer in self._layers))
         self.outputs = [
-            value.name or "" for value in program.model.graph.outputs if value.dtype is None or value.dtype in _FLOATS
+            value.name or "" for value in program.model.graph.outputs if value.dtype in (None, _DOUBLE, *_FLOATS)
         ]
+        if not self.outputs:
+            raise SparsecError("--heal: the model has no output of floats, from which could be learned. Leave it out")
 
     def in_float64(self) -> Network:
         """The same network, in twice as many digits."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ...ir import SparsecError
 from .batches import Batches
 from .check import check, epsilon_of
 from .losses import distance, relative_error, task_loss
@@ -98,8 +99,7 @@ class Trainer:
         self, program: Program, weights: Mapping[str, Weights], samples: Samples, seed: int, threads: int
     ) -> None:
         """Convert the model; the arguments are those of `make_trainer`."""
-        torch.set_num_threads(threads)
-        self._seed, self._batches = seed, Batches(samples)
+        self._seed, self._threads, self._batches = seed, threads, Batches(samples)
         self.student = Student(program, weights)
         self._epsilon = epsilon_of(program.model)
         self.begun = digest(self._seed, self.student.teacher, self.student.parameters)
@@ -129,7 +129,18 @@ class Trainer:
             judge: looks at the student now and then.
             progress: is told each hundredth of the limit.
             files: where the state of an earlier run may be, and where this one's is left.
+
+        Raises:
+            SparsecError: a gradient cannot be computed.
         """
+        threads = torch.get_num_threads()
+        torch.set_num_threads(self._threads)
+        try:
+            return self._train(limit, judge, progress, files)
+        finally:
+            torch.set_num_threads(threads)
+
+    def _train(self, limit: Limit, judge: Judge, progress: Progress, files: tuple[Path, Path] | None) -> Trained:
         optimizer = torch.optim.Adam(self._groups())
         rates = [group["lr"] for group in optimizer.param_groups]
         state = self._begin(optimizer, judge, None if files is None else files[0])
@@ -183,7 +194,11 @@ class Trainer:
     def _step(self, optimizer: torch.optim.Optimizer, batch: Batch) -> bool:
         """One step; False, and nothing changed, where a gradient is no number."""
         optimizer.zero_grad()
-        self._loss(batch).backward()
+        try:
+            self._loss(batch).backward()
+        except RuntimeError as error:
+            words = " ".join(str(error).split())[:300]
+            raise SparsecError(f"--heal: PyTorch cannot train this model ({words}). Leave --heal out") from error
         student = self.student
         for name, mask in student.masks.items():
             if student.parameters[name].grad is not None:
@@ -220,9 +235,12 @@ class Trainer:
         old = None if file is None else read_state(file, self.begun)
         if old is None:
             return State(best=self._taken(), score=judge(self.student.healed())[0])
+        # The best state is judged again: the metric may be another.
+        self._put(old["best"])
+        score = judge(self.student.healed())[0]
         self._put(old.pop("parameters"))
         optimizer.load_state_dict(old.pop("optimizer"))
-        return State(**old)
+        return State(**{**old, "score": score, "worse": 0})
 
     def _keep(self, state: State, optimizer: torch.optim.Optimizer, file: Path) -> None:
         more = {"parameters": self._taken(), "optimizer": optimizer.state_dict()}
