@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from enum import Enum
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -15,9 +16,12 @@ from ..ir.values import Floats, Int8, Values, parse_values
 from ..passes.solve import AUTO, METHODS
 from .calibration.metrics import Drop, parse_drop
 from .calibration.ranges import METHODS as RANGES
+from .healing import Limit, parse_limit
 
 # Layers with fewer weights than this are too small for a sparse operator to pay.
 TINY_WEIGHTS = 16_384
+# Samples of calibration data that say enough of the layers.
+SAMPLES = 256
 # The pattern where "auto" finds no better one: one vector of outputs; two inputs deep where products are of bfloat16,
 # four where they are of integers.
 PATTERN, PAIR_PATTERN, INTEGER_PATTERN = "group:16", "block:16x2", "block:16x4"
@@ -69,13 +73,15 @@ class CompileConfig(BaseModel):
         inputs: an .npz of inputs by name, used instead of random ones for checking and timing.
         calib: calibration data (see `sparsec.compiler.calibration.open_samples`): the weights that stay are then fitted
             to the layers' outputs on it, and the last fifth is held back to measure what became of the model's.
-        samples: how many samples to take.
+        samples: how many samples to take: None for 256, with `heal` for all; weights are solved for 256 of them.
         labels: an .npy or array of one label a sample of `calib`; not needed where the data has an array "labels".
         eval_data, eval_labels: data like `calib` to measure the metric on, instead of the last fifth of `calib`.
         metric: "top1", "top5", "mse", "cosine", "spearman", "perplexity", "FILE.py:FUNCTION" or a function; None for
             one that suits labels and outputs. Without labels the dense model's outputs are the reference.
         speedup: how much faster the whole model must get, at every batch size: with the least error.
         max_drop: how much worse the metric may get, "1%" of the dense model's or "0.01": as fast as that allows.
+        heal: train the kept weights, biases and norms by PyTorch to do what the dense model does, for a time ("5m",
+            "90s", "1h") or a number of steps ("500"), on all samples of `calib` but those that are held back.
         permute: with `calib`, reorder channels before blocks are cut, where the weights around can follow.
         pick: number of the frontier's point to make, instead of what the budget chooses; 0 is the dense model.
         solutions: folder in which solved weights are kept, so that another budget or point needs no second solving.
@@ -103,7 +109,7 @@ class CompileConfig(BaseModel):
     threads: Annotated[int, Field(ge=0)] = 0
     inputs: Path | None = None
     calib: Any = None
-    samples: Annotated[int, Field(ge=1)] = 256
+    samples: Annotated[int, Field(ge=1)] | None = None
     method: str = "auto"
     labels: Any = None
     eval_data: Any = None
@@ -111,6 +117,7 @@ class CompileConfig(BaseModel):
     metric: Any = None
     speedup: Annotated[float, Field(gt=1)] | None = None
     max_drop: str | None = None
+    heal: str | None = None
     permute: bool = True
     pick: Annotated[int, Field(ge=0)] | None = None
     solutions: Path | None = None
@@ -156,6 +163,14 @@ class CompileConfig(BaseModel):
         except UsageError as error:
             raise ValueError(str(error)) from error
 
+    @field_validator("heal")
+    @classmethod
+    def _known_limit(cls, text: str | None) -> str | None:
+        try:
+            return None if text is None else str(parse_limit(text))
+        except UsageError as error:
+            raise ValueError(str(error)) from error
+
     @property
     def patterns(self) -> tuple[str, ...]:
         """One or more; a default as long as "auto" has not been decided."""
@@ -196,6 +211,16 @@ class CompileConfig(BaseModel):
     def drop_limit(self) -> Drop | None:
         """`max_drop`, read."""
         return None if self.max_drop is None else parse_drop(self.max_drop)
+
+    @property
+    def heal_limit(self) -> Limit | None:
+        """`heal`, read."""
+        return None if self.heal is None else parse_limit(self.heal)
+
+    @property
+    def most_samples(self) -> int:
+        """`samples`, or what stands for None."""
+        return self.samples or (SAMPLES if self.heal is None else sys.maxsize)
 
     @property
     def prunes(self) -> bool:

@@ -83,12 +83,14 @@ def compile(
             context = with_pattern(program, plan, workload, context)
             plan = _plan(program, context)
         # Step 4. With data: choose and fit their weights. Under a budget, until an artifact holds.
-        for source, attempt, fitting, search in _attempts(program, plan, workload, context):
+        for attempt in _attempts(program, plan, workload, context):
+            source, fitting, search = attempt.program, attempt.fitting, attempt.search
             # Step 5. Compile and tune kernels; keep what is faster by itself, then what is faster together.
-            candidates = attempt.candidates if fitting is None else fitting.with_grids(attempt.candidates)
+            candidates = attempt.plan.candidates
+            candidates = candidates if fitting is None else fitting.with_grids(source, candidates)
             outcome = decide(source, candidates, workload, context)
             # Step 6. Write the artifact; where nothing changed, as the model came.
-            weights = _Weights.of(attempt, outcome, config)
+            weights = _Weights.of(attempt.plan, outcome, config)
             out, stored = _write(source if outcome.ops or weights.dense else program, outcome, weights, context)
             # Step 7. Run it against the dense model with the same weights, and against the one that came.
             verification = _verify(source, outcome, weights, workload, context)
@@ -97,9 +99,9 @@ def compile(
                 break
         dense_int8 = _dense_int8(program, fitting, workload, context)
         # Step 8. For what is dense, measure what pruning would bring.
-        survey = _survey(program, attempt.candidates, workload, context)
+        survey = _survey(program, attempt.plan.candidates, workload, context)
         # Step 9. Tell everything.
-        decisions = _decisions(program, attempt.reasons, outcome, weights, stored)
+        decisions = _decisions(program, attempt.plan.reasons, outcome, weights, stored)
         data_notes = () if fitting is None else fitting.notes
         report = Report(
             model=program.source.name if program.source else "",
@@ -112,11 +114,12 @@ def compile(
             verification=verification,
             fidelity=fidelity,
             quality=quality,
+            healing=attempt.chosen.healing if attempt.chosen is not None else None,
             frontier=() if search is None else search.report(),
             dense_int8=dense_int8,
             reordered=None if fitting is None else fitting.reordered,
             missed="" if search is None else search.missed,
-            notes=(*data_notes, *_notes(decisions, attempt.candidates, workload, outcome, context)),
+            notes=(*data_notes, *_notes(decisions, attempt.plan.candidates, workload, outcome, context)),
             bytes_before=program.nbytes,
             bytes_after=sum(p.stat().st_size for p in out.iterdir() if p.name != artifact.LIBRARY),
             seconds=time.perf_counter() - start,
@@ -185,6 +188,8 @@ def _check(config: CompileConfig) -> None:
             "--calib: nothing is pruned that could be fitted to the data; add --sparsity, such as 0.5, --speedup, such "
             "as 2, or --max-drop, such as 1%"
         )
+    if config.heal is not None and not config.prunes:
+        raise UsageError("--heal: nothing is pruned that could be trained; add --sparsity, such as 0.5, or a budget")
     if config.pick is not None and not config.budgeted:
         raise UsageError("--pick chooses a point of the frontier of --speedup or --max-drop: add the one it came from")
     wanted = Floats("bfloat16") if config.activations == "bf16" else Int8()
@@ -204,6 +209,7 @@ def _check(config: CompileConfig) -> None:
         f"--method {config.method}": config.method != "auto",
         "--speedup": config.speedup is not None,
         "--max-drop": config.max_drop is not None,
+        "--heal": config.heal is not None,
         "--metric": config.metric is not None,
         "--labels": config.labels is not None,
         "--eval": config.eval_data is not None,
@@ -221,32 +227,40 @@ def _plan(program: Program, context: Context) -> Plan:
     return make_plan(program, planned, context.target)
 
 
-def _attempts(
-    program: Program, plan: Plan, workload: Workload, context: Context
-) -> Iterator[tuple[Program, Plan, Fitting | None, Search | None]]:
-    """The plan; with data its weights fitted; under a budget one plan after the other until one holds.
+@dataclass(frozen=True)
+class Attempt:
+    """What becomes an artifact, unless it misses its budget.
 
-    Each with the model that it is about: the program, or with its channels in another order.
+    Attributes:
+        program: the model, or with its channels in another order, or with trained biases and norms.
+        plan: of its layers.
+        fitting, chosen: where the weights come from, with data.
+        search: the budget, if there is one.
     """
+
+    program: Program
+    plan: Plan
+    fitting: Fitting | None = None
+    search: Search | None = None
+    chosen: Chosen | None = None
+
+
+def _attempts(program: Program, plan: Plan, workload: Workload, context: Context) -> Iterator[Attempt]:
+    """The plan; with data its weights fitted; under a budget one plan after the other until one holds."""
     config = context.config
     fits = any(has_rows(pruned.layer) for pruned in plan.pruned.values())
     if config.calib is None or not (fits or config.budgeted or config.quantizes):
-        yield program, plan, None, None
+        yield Attempt(program, plan)
         return
     fitting = Fitting(program, plan, workload, context, timed=config.budgeted)
-    if fitting.program is not program:
-        plan = _plan(fitting.program, context)
-    if not config.budgeted:
-        yield fitting.program, _chosen(plan, fitting, fitting.at_sparsity(config.sparsity)), fitting, None
-        return
-    search = Search(fitting, context, _dense_times(program, workload, context))
+    search = Search(fitting, context, _dense_times(program, workload, context)) if config.budgeted else None
+    chosen = fitting.at_sparsity(config.sparsity) if search is None else search.chosen
     while True:
-        yield fitting.program, _chosen(plan, fitting, search.chosen), fitting, search
-
-
-def _chosen(plan: Plan, fitting: Fitting, chosen: Chosen | None) -> Plan:
-    weights, forms = (chosen.weights, chosen.forms) if chosen is not None else ({}, {})
-    return with_weights(plan, weights, forms, fitting.layers, fitting.config)
+        source = fitting.program if chosen is None else chosen.program
+        own = plan if source is program else _plan(source, context)
+        weights, forms = ({}, {}) if chosen is None else (chosen.weights, chosen.forms)
+        yield Attempt(source, with_weights(own, weights, forms, fitting.layers, config), fitting, search, chosen)
+        chosen = None if search is None else search.chosen
 
 
 def _dense_times(program: Program, workload: Workload, context: Context) -> tuple[float, ...]:

@@ -84,6 +84,27 @@ class Quality:
 
 
 @dataclass(frozen=True, slots=True)
+class Healing:
+    """What training did to the pruned weights.
+
+    Attributes:
+        steps, seconds: that it took, those of earlier runs that it went on from included.
+        samples: trained with.
+        before, after: the metric of `Quality` on its samples, by the weights before and the best of those after.
+        kept: whether the latter are the artifact's; they are where they are better.
+        note: why training ended before its time, or "".
+    """
+
+    steps: int
+    seconds: float
+    samples: int
+    before: float | None
+    after: float | None
+    kept: bool
+    note: str
+
+
+@dataclass(frozen=True, slots=True)
 class DenseInt8:
     """The whole model as ONNX Runtime's static quantisation makes it: what needs no pruning.
 
@@ -109,6 +130,7 @@ class FrontierPoint:
         nbytes: estimated size of the model.
         layers: how many are sparse.
         chosen: whether the artifact was made from it; its own numbers, after fitting, are the report's.
+        healed: the metric after training, for points on which time was spent.
     """
 
     speedups: tuple[float, ...]
@@ -117,6 +139,7 @@ class FrontierPoint:
     nbytes: int
     layers: int
     chosen: bool = False
+    healed: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +154,7 @@ class Report:
         survey: only for the plain command on a model with dense layers.
         verification: None where the model could not be run.
         fidelity, quality: None without calibration data.
+        healing: None unless the weights were trained.
         frontier: the fastest last; only with a budget of speed or accuracy.
         dense_int8: None unless `dense_baseline` asks for it.
         reordered: which share of the saliency (weights squared times inputs squared) the blocks keep before and after
@@ -151,6 +175,7 @@ class Report:
     verification: Verification | None = None
     fidelity: Fidelity | None = None
     quality: Quality | None = None
+    healing: Healing | None = None
     frontier: tuple[FrontierPoint, ...] = ()
     dense_int8: DenseInt8 | None = None
     missed: str = ""

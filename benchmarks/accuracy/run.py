@@ -64,12 +64,13 @@ def runner(program: Program, weights: dict[str, Weights]) -> tuple[Run, float]:
     return lambda feeds: list(session.run(None, feeds)), measured(onnx.ModelProto.FromString(proto.SerializeToString()))
 
 
-def fitting(task: Task, seed: int, pattern: str, levels: list[float], permute: bool, folder: Path) -> Fitting:
-    """All layers of the task's model solved at all levels."""
-    feeds: Feeds = task.calibration(seed)
+def fitting(
+    task: Task, feeds: Feeds, pattern: str, levels: list[float], permute: bool, folder: Path, **more: Any
+) -> Fitting:
+    """All layers of the task's model solved at all levels, on these inputs; `more` options as `CompileConfig` has."""
     path = folder / "calibration.npz"
     np.savez(path, **feeds)
-    config = CompileConfig(calib=path, samples=10_000, pattern=pattern, permute=permute, threads=2)
+    config = CompileConfig(calib=path, pattern=pattern, permute=permute, **{"threads": 2} | more)
     program = read(task.model)
     layers = [layer for layer in program.layers if has_rows(layer) and layer.weight.size]
     plan = Plan({}, {}, {layer.name: Pruned(layer, 0.0, layer.weight) for layer in layers})
@@ -117,7 +118,8 @@ def points(task: Task, seed: int, pattern: str, shares: list[float], steps: list
         with tempfile.TemporaryDirectory() as folder:
             levels = sorted({*shares, *(LEVELS if "allocated" in wanted else ())})
             start = time.perf_counter()
-            fit = fitting(task, seed, pattern, levels, permute, Path(folder))
+            feeds = task.calibration(seed)
+            fit = fitting(task, feeds, pattern, levels, permute, Path(folder), samples=10_000)
             for share in shares:
                 for step in wanted:
                     yield row(step, share, fit.program, made(fit, step, share), start)

@@ -67,6 +67,10 @@ class Task(ABC):
     def calibration(self, seed: int = 0) -> Feeds:
         """Stacked samples by input name, [samples, ...] in the model's dtypes, as an .npz for `--calib` has them."""
 
+    def training(self, seed: int = 0) -> Feeds:
+        """Inputs without labels to train with, none of them of the test; those to calibrate where there are no more."""
+        return self.calibration(seed)
+
     @abstractmethod
     def labels(self, seed: int = 0) -> Array | None:
         """Classes of the calibration samples, [samples] int64, or None where there are none."""
@@ -91,17 +95,22 @@ class Classifier(Task):
     Attributes:
         input: the model's only input.
         split: samples for calibration and for the test, from a seed.
+        more: raw samples to train with, from a seed, where there are more than for calibration.
         prepare: from raw samples [n, ...] to the model's input [n, ...].
         batch: samples a run.
     """
 
     input: str = "input"
     split: Callable[[int], tuple[Samples, Samples]]
+    more: Callable[[int], Array] | None = None
     prepare: Callable[[Array], Array] = np.asarray
     batch: int = 100
 
     def calibration(self, seed: int = 0) -> Feeds:
         return {self.input: self.prepare(self.split(seed)[0].raw)}
+
+    def training(self, seed: int = 0) -> Feeds:
+        return self.calibration(seed) if self.more is None else {self.input: self.prepare(self.more(seed))}
 
     def labels(self, seed: int = 0) -> Array:
         return self.split(seed)[0].labels
@@ -207,6 +216,12 @@ def split_cifar(seed: int) -> tuple[Samples, Samples]:
     return Samples(train.raw[chosen], train.labels[chosen]), cifar("cifar10_jpg_test_first500.zip")
 
 
+def more_cifar(seed: int) -> Array:
+    """All 10,000 training images in an order drawn by the seed, [n, 32, 32, 3]."""
+    train = cifar("cifar10_jpg_train_1000perclass.zip")
+    return train.raw[np.random.default_rng(seed).permutation(len(train.raw))]
+
+
 def prepare_cifar(images: Array) -> Array:
     """[n, 3, 32, 32] float32: RGB from 0 to 1, then ImageNet's mean and standard deviation."""
     mean, deviation = np.array([0.485, 0.456, 0.406], np.float32), np.array([0.229, 0.224, 0.225], np.float32)
@@ -268,6 +283,7 @@ TASKS: dict[str, Task] = {
             path=MODELS / "resnet20_cifar10.onnx",
             metric=TOP_1,
             split=split_cifar,
+            more=more_cifar,
             prepare=prepare_cifar,
             batch=250,
         ),
@@ -276,6 +292,7 @@ TASKS: dict[str, Task] = {
             path=MODELS / "resnet32_cifar10.onnx",
             metric=TOP_1,
             split=split_cifar,
+            more=more_cifar,
             prepare=prepare_cifar,
             batch=250,
         ),

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 _TABLE, _ARRAYS, _FRONTIER = "options.json", "options.npz", "frontier.json"
 # What does not change the options.
-_FREE = {"pick", "max_drop", "speedup", "solutions", "cache", "calib", "eval_data", "labels", "eval_labels", "metric"}
+_FREE = {"pick", "max_drop", "speedup", "heal", "solutions", "cache", "calib", "labels", "metric"}
+_FREE |= {"eval_data", "eval_labels"}
 
 
 class Cache:
@@ -72,6 +73,14 @@ class Cache:
         document = json.dumps({"key": self._key, "pattern": self._pattern, "layers": table})
         (self._new / _TABLE).write_text(document, encoding="utf-8")
 
+    def training(self, begun: str) -> tuple[Path, Path] | None:
+        """Where the state of a training that began so is, and where it is to be left; None to keep none."""
+        if self._old is None:
+            return None
+        name = hashlib.sha256(f"{self._key} {begun}".encode()).hexdigest()
+        old, new = (folder / f"training-{name[:16]}.pt" for folder in (self._old, self._new))
+        return (new if new.exists() else old), new
+
     def load_frontier(self) -> dict[str, Any] | None:
         """What was stored beside these options, or None."""
         if self._old is None:
@@ -112,6 +121,8 @@ def _key(program: Program, config: CompileConfig) -> str:
         digest.update(layer.name.encode())
         digest.update(np.ascontiguousarray(layer.weight).tobytes())
     digest.update(json.dumps(config.model_dump(mode="json", exclude=_FREE), sort_keys=True).encode())
+    # How long is trained changes no option; that there is training does: weights are then solved for other samples.
+    digest.update(b"trained" if config.heal is not None else b"")
     for source in (config.calib, config.labels):
         digest.update(str(source).encode())
         if isinstance(source, str | Path) and Path(source).is_file():

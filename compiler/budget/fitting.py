@@ -4,24 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from ...ir import parse_pattern
+from ...ir import SparsecError, parse_pattern
 from ...ir.values import Floats
 from ...passes.solve import SECONDS, round_weights
 from ..artifact import SOLUTIONS
 from ..calibration import Samples, Trial, Weights, find_grids, gather, has_rows, open_samples, reordered, repair
+from ..config import SAMPLES
 from ..exporter import session_source
 from ..machine import Cpu
 from ..parallel import each
 from .cache import Cache
 from .frontier import Allocation, by_zeros
+from .healer import Healer
 from .judge import Judge
 from .options import Kept, Options, shares_masks, solve_option, solve_options
 from .sensitivity import measure_errors
 from .times import time_options
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from ...ir import Layer, Program
     from ...ir.values import Values
     from ..calibration import Calibration
@@ -30,6 +36,7 @@ if TYPE_CHECKING:
     from ..machine import Machine
     from ..plan import Candidate, Plan
     from ..probe import Workload
+    from ..report import Healing
 
 # Share of the calibration data that no weight is fitted to.
 HELD_BACK = 0.2
@@ -42,6 +49,8 @@ THOROUGH = 60.0
 # Under a given share of zeros: how far a layer's may be from the whole model's.
 AROUND = (-0.2, -0.1, 0.0, 0.1, 0.2)
 MOST_ZEROS = 0.98
+# Of the time for training, under a limit of the metric: what each point gets that is tried, and the one that is made.
+PROBED, MADE = 1 / 8, 1 / 2
 
 
 # An allocation, hashable.
@@ -55,18 +64,22 @@ class Chosen:
     """An allocation and its weights.
 
     Attributes:
+        program: the model whose layers get the weights: the dense one, after training with other biases and norms.
         allocation: by layer name, the number of its option; the others stay dense.
         weights: by layer name, fitted to each other.
         forms: by layer name, how they are cut and stored.
         error: relative squared error of the outputs on the held-back data.
         value: the metric's there; None where the outputs are nothing that has one.
+        healing: what training did, if there was any.
     """
 
+    program: Program
     allocation: Allocation
     weights: dict[str, Weights]
     forms: dict[str, Form]
     error: float
     value: float | None
+    healing: Healing | None = None
 
 
 class Fitting:
@@ -114,18 +127,21 @@ class Fitting:
         self.layers = {
             name: pruned.layer for name, pruned in plan.pruned.items() if has_rows(pruned.layer) and self._takes(pruned)
         }
-        self._seen, self._held_back = self._open_data()
+        self._samples, self._held_back = self._open_data()
+        self._seen = self._samples if config.heal is None else self._samples.some(SAMPLES)
         self.calibration = self._gather()
         self.reordered = self._reorder()
         self._trial = Trial(self.program, [*self.layers.values()], self._machine, context.folder, watched=False)
         separate = config.eval_data is not None
-        self.judge = Judge(self._model({}), self._seen, self._held_back, separate, config.metric, config.drop_limit)
+        self.judge = Judge(self._model({}), self._samples, self._held_back, separate, config.metric, config.drop_limit)
+        self._check_healing()
         wanted = {name: config.wanted_sparsity(name) for name in self.layers}
         self._fixed = {name: share for name, (share, named) in wanted.items() if named and share is not None}
         self.cache = Cache(config.solutions, context.folder / SOLUTIONS, self.program, config)
         self.options = self._solve()
         self.notes = (*_scarcity(self.calibration), *self._unreached())
         self._sketched: dict[_Key, Chosen] = {}
+        self._values: dict[_Key, float | None] = {}
         self._made: dict[_Key, Chosen] = {}
         self._solved: dict[tuple[str, int], Kept] = {}
         self._plain: dict[_Key, tuple[float, float | None]] = {}
@@ -136,11 +152,11 @@ class Fitting:
         allocation = dict.fromkeys(self._fixed, 0)
         if sparsity is not None and free:
             allocation |= by_zeros(free, self.layers, sparsity)
-        return self.make(allocation)
+        return self.heal(self.make(allocation))
 
     def sketch(self, allocation: Allocation) -> Chosen:
         """The weights of an allocation as its options have them, fitted to each other where that helps."""
-        key = tuple(sorted(allocation.items()))
+        key = _key(allocation)
         if key not in self._sketched:
             forms = self._forms(allocation)
             plain = {name: Weights(self.options[name][i].kept.matrix) for name, i in allocation.items()}
@@ -152,7 +168,7 @@ class Fitting:
         """The weights of an allocation by the best method for each layer, fitted to each other where that helps."""
         if not any(self.options[name][i].scouted for name, i in allocation.items()):
             return self.sketch(allocation)
-        key = tuple(sorted(allocation.items()))
+        key = _key(allocation)
         if key not in self._made:
             solved, forms = self.solved(allocation), self._forms(allocation)
             found = [self._stored(solved, forms), self._fitted(solved, forms)]
@@ -161,6 +177,44 @@ class Fitting:
                 found.append((sketch.weights, sketch.error, sketch.value))
             self._made[key] = self._better(*found, allocation=allocation)
         return self._made[key]
+
+    def probe(self, allocation: Allocation) -> Chosen:
+        """The sketch, trained for a part of the time where training is asked for: whether the point is worth making."""
+        return self._trained(self.sketch(allocation), PROBED)
+
+    def heal(self, chosen: Chosen) -> Chosen:
+        """What was made, trained where that is asked for."""
+        return self._trained(chosen, 1.0 if self.config.max_drop is None else MADE)
+
+    def _trained(self, chosen: Chosen, share: float) -> Chosen:
+        limit = self.config.heal_limit
+        if limit is None or not chosen.weights:
+            return chosen
+        healer = Healer(
+            self.program,
+            self._samples,
+            self.judge,
+            self._trial,
+            partial(self._rounded, chosen.forms),
+            self.cache,
+            self._machine,
+            self._context,
+        )
+        trained = healer.heal(chosen, limit * share)
+        self._values[_key(trained.allocation)] = trained.value
+        return trained
+
+    def trained_value(self, allocation: Allocation) -> float | None:
+        """The metric on the held-back data after training; None where there was none."""
+        return self._values.get(_key(allocation))
+
+    def _check_healing(self) -> None:
+        """Refuse data that tells nothing of what training brings, before anything takes time."""
+        if self.config.heal is not None and not self.judge.holds_back:
+            raise SparsecError(
+                f"--heal: calibration data '{self._samples.name}' has one run, of which nothing can be held back to "
+                "see what training brings: give more of it, or other data to judge by (--eval)"
+            )
 
     def solved(self, allocation: Allocation) -> dict[str, Weights]:
         """The weights of an allocation by the best method for each layer."""
@@ -180,17 +234,24 @@ class Fitting:
 
     def _stored(self, weights: dict[str, Weights], forms: Mapping[str, Form]) -> _Judged:
         """The weights as they are stored, each layer's rounded by itself; and what became of the outputs."""
+        rounded = self._rounded(forms, weights, {name: self.layers[name].weight for name in weights})
+        return rounded, *self.judge.compare(self._model(rounded))
+
+    def _rounded(
+        self,
+        forms: Mapping[str, Form],
+        weights: Mapping[str, Weights],
+        targets: Mapping[str, NDArray[np.float32]],
+    ) -> dict[str, Weights]:
+        """The weights as they are stored, near to what each layer's `targets` make of its inputs."""
         kinds = self._kinds(forms)
 
         def round_layer(name: str) -> Weights:
-            layer, statistics = self.layers[name], self.calibration.statistics[name][0]
-            matrix, table = round_weights(
-                weights[name].matrix, None, layer.weight, statistics, kinds[name], layer.table
-            )
+            statistics, table = self.calibration.statistics[name][0], self.layers[name].table
+            matrix, table = round_weights(weights[name].matrix, None, targets[name], statistics, kinds[name], table)
             return Weights(matrix, weights[name].bias, table)
 
-        rounded = {**weights, **dict(zip(kinds, each(round_layer, list(kinds), self._threads), strict=True))}
-        return rounded, *self.judge.compare(self._model(rounded))
+        return {**weights, **dict(zip(kinds, each(round_layer, list(kinds), self._threads), strict=True))}
 
     def _forms(self, allocation: Allocation) -> dict[str, Form]:
         return {name: self.options[name][i].form for name, i in allocation.items()}
@@ -204,15 +265,15 @@ class Fitting:
         """The metric on the held-back data with each layer's weight as its option has it, not fitted to each other."""
         return self._compared(allocation)[1]
 
-    def with_grids(self, candidates: Mapping[str, Candidate]) -> dict[str, Candidate]:
-        """The candidates, with a grid for X where it is to be rounded by one: from the model with their weights."""
+    def with_grids(self, program: Program, candidates: Mapping[str, Candidate]) -> dict[str, Candidate]:
+        """The candidates, with a grid for X where it is to be rounded by one: from `program` with their weights."""
         wanting = [one for one in candidates.values() if one.x == "static" and one.layer.x_grid is None]
         if not wanting:
             return dict(candidates)
         self._context.progress.start("finding ranges of activations", None)
         weights = {name: Weights(one.matrix.to_dense()) for name, one in candidates.items()}
         grids = find_grids(
-            self.program,
+            program,
             [one.layer for one in wanting],
             {one.layer.name: weights[one.layer.name] for one in wanting},
             self._seen,
@@ -232,7 +293,7 @@ class Fitting:
         return chosen.value is not None and self.judge.allows(chosen.value)
 
     def _compared(self, allocation: Allocation) -> tuple[float, float | None]:
-        key = tuple(sorted(allocation.items()))
+        key = _key(allocation)
         if key not in self._plain:
             plain = {name: self.options[name][i].weights(self.layers[name]) for name, i in allocation.items()}
             self._plain[key] = self.judge.compare(self._model(plain))
@@ -269,7 +330,7 @@ class Fitting:
     def _open_data(self) -> tuple[Samples, Samples]:
         config = self._context.config
         session = self._machine.open(session_source(self.program.model, self._context.folder))
-        samples = open_samples(config.calib, session, config.samples, config.labels)
+        samples = open_samples(config.calib, session, config.most_samples, config.labels)
         if config.eval_data is None:
             return samples.split(HELD_BACK)
         return samples, open_samples(config.eval_data, session, 2**31, config.eval_labels)
@@ -323,7 +384,7 @@ class Fitting:
             return value is None or not self.judge.allows(value), error
 
         weights, error, value = min(found, key=worth)
-        return Chosen(allocation, weights, self._forms(allocation), error, value)
+        return Chosen(self.program, allocation, weights, self._forms(allocation), error, value)
 
     def _model(self, weights: Mapping[str, Weights]) -> Any:
         fed = self._trial.feeds(weights)
@@ -342,6 +403,10 @@ class Fitting:
             f"{pattern} cannot make {config.sparsity:.0%} zeros in {len(far)} of {len(self.options)} layers; "
             f"'{far[0]}' has {nearest.zeros:.1%} instead.",
         )
+
+
+def _key(allocation: Allocation) -> _Key:
+    return tuple(sorted(allocation.items()))
 
 
 def _far(found: Sequence[Any], sparsity: float) -> bool:

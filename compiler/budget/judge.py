@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,7 @@ class Judge:
     Attributes:
         metric: the task's, or the agreement with the dense model.
         dense: its value for the dense model.
+        holds_back: whether the samples are others than those that weights are fitted to.
     """
 
     def __init__(
@@ -48,7 +50,8 @@ class Judge:
         Raises:
             SparsecError: the metric cannot be computed.
         """
-        self._seen, self._samples, self._separate, self._limit = seen, held_back, separate, limit
+        self._seen, self._samples, self._limit = seen, held_back, limit
+        self.holds_back = separate or held_back is not seen
         self._expected = [dense(feeds) for feeds in held_back.runs]
         self._labels: list[Any] = held_back.labels or [None] * len(held_back.runs)
         if metric is None:
@@ -74,15 +77,22 @@ class Judge:
         """Whether the limit does; without one everything is allowed."""
         return self._limit is None or self._limit.allows(self.metric, self.dense, value)
 
+    def rank(self, error: float, value: float | None) -> tuple[float, float]:
+        """To order models by, the better the larger: by the metric, then by the outputs' error."""
+        if value is None:
+            return -math.inf, -error
+        return value if self.metric.higher_is_better else -value, -error
+
     def quality(self, model: Model) -> tuple[Fidelity, Quality]:
         """Both, for the report."""
         found = [model(feeds) for feeds in self._samples.runs]
-        held_back = self._separate or self._samples is not self._seen
         masked = [
             [_masked(outputs, feeds) for outputs, feeds in zip(side, self._samples.runs, strict=True)]
             for side in (self._expected, found)
         ]
-        fidelity = Fidelity(_distances(*masked), self._samples.count, self._seen.count, self._samples.name, held_back)
+        fidelity = Fidelity(
+            _distances(*masked), self._samples.count, self._seen.count, self._samples.name, self.holds_back
+        )
         quality = Quality(
             metric=self.metric.name,
             higher_is_better=self.metric.higher_is_better,

@@ -62,7 +62,13 @@ class Search:
         if self.chosen is None or config.pick is not None:
             return False
         if config.speedup is not None:
-            return self._next_faster(config.speedup, min((timing.speedup for timing in timings), default=1.0))
+            if self.chosen.healing is not None:
+                return False
+            if self._next_faster(config.speedup, min((timing.speedup for timing in timings), default=1.0)):
+                return True
+            # Training changes no time: it is for the one that stays.
+            self.chosen = self.fitting.heal(self.chosen)
+            return self.chosen.healing is not None
         held = quality is None or self.fitting.judge.allows(quality.value)
         if held and (timings or self._context.machine is None):
             return False
@@ -112,6 +118,7 @@ class Search:
                     nbytes=dense_bytes - saved,
                     layers=len(allocation),
                     chosen=allocation == made if made is not None else not allocation,
+                    healed=self.fitting.trained_value(allocation),
                 )
             )
         return tuple(points)
@@ -123,7 +130,7 @@ class Search:
             return None
         if config.pick is not None:
             # Point 0 is the dense model.
-            return self.fitting.make(self.points[min(config.pick, len(self.points)) - 1]) if config.pick else None
+            return self._make(self.points[min(config.pick, len(self.points)) - 1]) if config.pick else None
         if config.speedup is not None:
             allocation = for_speedup(self.fitting.options, self._times, config.speedup)
             return self._insert(self.points[-1] if allocation is None else allocation)
@@ -146,10 +153,13 @@ class Search:
             if between is None:
                 break
             best = between
-        return self.fitting.make(best)
+        return self._make(best)
+
+    def _make(self, allocation: Allocation) -> Chosen:
+        return self.fitting.heal(self.fitting.make(allocation))
 
     def _holds(self, allocation: Allocation) -> bool:
-        return self.fitting.allows(self.fitting.sketch(allocation))
+        return self.fitting.allows(self.fitting.probe(allocation))
 
     def _between(self, allowed: Allocation) -> Allocation | None:
         """An allocation half way to the next point, where that is within the limit; it becomes a point."""
@@ -185,7 +195,7 @@ class Search:
         if at < 0:
             self._missed = self._nothing()
             return None
-        return self.fitting.make(self.points[at])
+        return self._make(self.points[at])
 
     def _nothing(self) -> str:
         config, judge = self._context.config, self.fitting.judge

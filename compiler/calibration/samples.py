@@ -48,6 +48,15 @@ class Samples:
         """Samples: the sum of the batch sizes."""
         return sum(_batch(feeds, self.axes) for feeds in self.runs)
 
+    def some(self, count: int) -> Samples:
+        """At most about `count` samples, in whole runs, evenly."""
+        most = max(1, count * len(self.runs) // max(self.count, 1))
+        if most >= len(self.runs):
+            return self
+        places = evenly(len(self.runs), most)
+        labels = None if self.labels is None else [self.labels[i] for i in places]
+        return Samples(self.name, [self.runs[i] for i in places], labels, self.axes)
+
     def split(self, share: float) -> tuple[Samples, Samples]:
         """The first samples to calibrate with, and the last `share` of them, at least one, to judge with.
 
@@ -245,5 +254,9 @@ def _checked(feeds: Any, session: onnxruntime.InferenceSession, name: str) -> Fe
 
 def spread(runs: Sequence[Feeds], count: int) -> list[Feeds]:
     """At most `count` of the runs, but at least one, evenly."""
-    chosen = np.linspace(0, len(runs) - 1, min(max(1, count), len(runs))).round().astype(int)
-    return [runs[i] for i in chosen]
+    return [runs[i] for i in evenly(len(runs), count)]
+
+
+def evenly(length: int, count: int) -> list[int]:
+    """At most `count` places of `length`, but at least one, from the first to the last."""
+    return [round(place) for place in np.linspace(0, length - 1, min(max(1, count), length))]

@@ -18,6 +18,7 @@ from .options import (
     Eval,
     EvalLabels,
     Force,
+    Heal,
     Inputs,
     Json,
     Labels,
@@ -62,11 +63,12 @@ def compile_command(
     ranges: Ranges = "mse",
     prune_all: PruneAll = False,
     calib: Calib = None,
-    samples: Samples = 256,
+    samples: Samples = None,
     labels: Labels = None,
     metric: MetricName = None,
     eval_data: Eval = None,
     eval_labels: EvalLabels = None,
+    heal: Heal = None,
     no_permute: NoPermute = False,
     pick: Pick = None,
     method: Method = "auto",
@@ -104,6 +106,7 @@ def compile_command(
         "metric": metric,
         "eval_data": eval_data,
         "eval_labels": eval_labels,
+        "heal": heal,
         "permute": not no_permute,
         "pick": pick,
         "method": method,
@@ -125,8 +128,8 @@ def _compile(model: str, out: str, force: bool, options: dict[str, Any], show: S
     # Step 1. Whatever can be wrong with the command is said before any work.
     from ..artifact import SOLUTIONS
 
-    budgeted = options["speedup"] is not None or options["max_drop"] is not None
-    config = make_config(**options, solutions=str(Path(out, SOLUTIONS)) if budgeted else None)
+    kept = any(options[name] is not None for name in ("speedup", "max_drop", "heal"))
+    config = make_config(**options, solutions=str(Path(out, SOLUTIONS)) if kept else None)
     show.check()
     from ..artifact import check_output
 

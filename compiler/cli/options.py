@@ -156,7 +156,24 @@ Calib = Annotated[
     ),
 ]
 Samples = Annotated[
-    int, typer.Option(metavar="N", min=1, help="Samples of the calibration data to take.", rich_help_panel=_WHAT)
+    int | None,
+    typer.Option(
+        metavar="N",
+        min=1,
+        help="Samples of the calibration data to take. Default: 256; with --heal all.",
+        show_default=False,
+        rich_help_panel=_WHAT,
+    ),
+]
+Heal = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TIME|STEPS",
+        help="With --calib: train the kept weights to do what the dense model does, for 5m (90s, 1h) or 500 steps. "
+        "Needs PyTorch: pip install 'sparsec\\[torch]'.",
+        show_default=False,
+        rich_help_panel=_WHAT,
+    ),
 ]
 Method = Annotated[
     str,

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from ...ir import Timing
-    from ..report import Report, SurveyPoint
+    from ..report import Healing, Report, SurveyPoint
 
 # A survey suggests the least sparsity that brings this, at every batch size; else the one that brings most, if that
 # is more than noise.
@@ -108,12 +108,25 @@ def _facts(report: Report) -> Iterator[tuple[str, str]]:
     if quality is not None:
         limit = f"; allowed to lose {quality.limit}" if quality.limit else ""
         yield quality.metric, f"{quality.dense:.4g} -> {quality.value:.4g}, against {quality.against}{limit}"
+    if report.healing is not None:
+        yield "healed", _healed(report.healing)
     if report.dense_int8 is not None:
         yield "dense int8", _dense_int8(report)
     if report.reordered is not None:
         before, after = report.reordered
         yield "reordered", f"channels, so that blocks keep {percent(after)} of the saliency, not {percent(before)}"
     yield "took", f"{number(report.seconds)} s"
+
+
+def _healed(healing: Healing) -> str:
+    """What training brought, and what it took."""
+    took = f"{count(healing.steps, 'step')} in {number(healing.seconds)} s on {count(healing.samples, 'sample')}"
+    if healing.before is None or healing.after is None:
+        brought = "the outputs came nearer to the dense model's" if healing.kept else "no better"
+    else:
+        brought = f"{healing.before:.4g} -> {healing.after:.4g}"
+    end = f"; ended because {healing.note}" if healing.note else ""
+    return f"{brought} on the data held back, by {took}{'' if healing.kept else '; not used'}{end}"
 
 
 def _dense_int8(report: Report) -> str:
@@ -176,12 +189,14 @@ def survey_table(survey: Sequence[SurveyPoint], batches: Sequence[int]) -> Table
 def frontier_table(report: Report) -> Table:
     """What other budgets would have bought; the chosen point is marked."""
     metric = report.quality.metric if report.quality is not None else "metric"
+    healed = any(point.healed is not None for point in report.frontier)
     table = plain_table(
         (">", "N"),
         *((">", f"batch {batch}") for batch in report.batch),
         (">", "zeros"),
         (">", "layers"),
         (">", metric),
+        *(((">", "healed"),) if healed else ()),
         (">", "size"),
         ("<", ""),
     )
@@ -193,6 +208,7 @@ def frontier_table(report: Report) -> Table:
             percent(point.zeros),
             f"{point.layers}",
             value,
+            *(("" if point.healed is None else f"{point.healed:.4g}",) if healed else ()),
             size(point.nbytes),
             "chosen, before fitting its layers to each other"
             if point.chosen and at

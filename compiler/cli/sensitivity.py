@@ -40,7 +40,7 @@ def sensitivity_command(
     context: typer.Context,
     model: Model,
     calib: Calib = None,
-    samples: Samples = 256,
+    samples: Samples = None,
     pattern: Pattern = "auto",
     method: Method = "auto",
     target: Target = "auto",

@@ -1,0 +1,86 @@
+"""Training of a chosen model, and whether that made it better."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from ..calibration import Trial, Weights
+from ..healing import make_trainer, with_vectors
+from ..report import Healing
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from ...ir import Program
+    from ..calibration import Samples
+    from ..context import Context
+    from ..healing import Healed, Limit
+    from ..machine import Machine
+    from .cache import Cache
+    from .fitting import Chosen
+    from .judge import Judge
+
+    Rounding = Callable[[Mapping[str, Weights], Mapping[str, NDArray[np.float32]]], dict[str, Weights]]
+
+
+@dataclass(frozen=True)
+class Healer:
+    """What training needs besides weights.
+
+    Attributes:
+        program: the dense model.
+        samples: to train with.
+        judge: on samples that nothing is fitted to.
+        trial: runs the dense model.
+        rounding: of weights to what they are stored as.
+        cache: where the states of trainings are kept.
+        machine, context: as everywhere.
+    """
+
+    program: Program
+    samples: Samples
+    judge: Judge
+    trial: Trial
+    rounding: Rounding
+    cache: Cache
+    machine: Machine
+    context: Context
+
+    def heal(self, chosen: Chosen, limit: Limit) -> Chosen:
+        """The same masks with trained weights, biases and norms; or as it was, where they are no better.
+
+        Raises:
+            SparsecError: PyTorch is missing, or does not compute the model as ONNX Runtime does.
+        """
+        config, dense = self.context.config, self.trial.feeds({})
+        trainer = make_trainer(self.program, chosen.weights, self.samples, config.seed, config.thread_count)
+        trainer.check(lambda feeds: self.trial.run(feeds, dense))
+        files = self.cache.training(trainer.begun)
+        trained = trainer.train(limit, self._look, self.context.progress, files)
+        healed = trained.healed
+        program, weights = with_vectors(self.program, healed.vectors), self._rounded(healed)
+        error, value = self._compare(program, weights)
+        better = self.judge.rank(error, value) > self.judge.rank(chosen.error, chosen.value)
+        record = Healing(trained.steps, trained.seconds, self.samples.count, chosen.value, value, better, trained.note)
+        if not better:
+            return replace(chosen, healing=record)
+        return replace(chosen, program=program, weights=weights, error=error, value=value, healing=record)
+
+    def _look(self, healed: Healed) -> tuple[tuple[float, ...], str]:
+        """How good a state is, to compare it with others, and in words."""
+        error, value = self._compare(with_vectors(self.program, healed.vectors), self._rounded(healed))
+        words = f"outputs differ by {error**0.5:.1%}" if value is None else f"{self.judge.metric.name} {value:.4g}"
+        return self.judge.rank(error, value), words
+
+    def _rounded(self, healed: Healed) -> dict[str, Weights]:
+        return self.rounding(healed.weights, {name: new.matrix for name, new in healed.weights.items()})
+
+    def _compare(self, program: Program, weights: Mapping[str, Weights]) -> tuple[float, float | None]:
+        """As the judge does; with other biases and norms the model is another."""
+        layers = [layer for layer in program.layers if layer.name in weights]
+        trial = Trial(program, layers, self.machine, self.context.folder, watched=False)
+        fed = trial.feeds(weights)
+        return self.judge.compare(lambda feeds: trial.run(feeds, fed))

@@ -1,0 +1,47 @@
+"""Healing: a pruned model is trained, by PyTorch, to do again what the dense one does.
+
+Only `make_trainer` imports PyTorch, when it is called.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ...ir import SparsecError
+from .healed import Healed, with_vectors
+from .limit import Limit, parse_limit
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from ...ir import Program
+    from ..calibration import Samples, Weights
+    from .training import Trainer
+
+__all__ = ["Healed", "Limit", "make_trainer", "parse_limit", "with_vectors"]
+
+
+def make_trainer(
+    program: Program, weights: Mapping[str, Weights], samples: Samples, seed: int, threads: int
+) -> Trainer:
+    """What trains the kept weights of pruned layers.
+
+    Args:
+        program: the dense model.
+        weights: of the pruned layers, by name; where a matrix is zero it stays zero.
+        samples: to train with.
+        seed: of the order of the samples.
+        threads: that PyTorch may use.
+
+    Raises:
+        SparsecError: PyTorch is not installed, or cannot compute the model or take its inputs.
+    """
+    try:
+        import torch  # noqa: F401
+    except ImportError as error:
+        raise SparsecError(
+            f"--heal needs PyTorch, which cannot be imported ({error}): pip install 'sparsec[torch]'"
+        ) from None
+    from .training import Trainer
+
+    return Trainer(program, weights, samples, seed, threads)

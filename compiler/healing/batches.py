@@ -1,0 +1,147 @@
+"""Calibration data as mini-batches, also where the model itself takes one sample at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from ...ir import SparsecError
+from ..calibration import masks
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from ..calibration import Samples
+    from .ops import Tensor
+
+    Array = NDArray[Any]
+    Tensors = dict[str, Tensor]
+    # From a model's inputs to some of its values.
+    Function = Callable[[Tensors], Tensors]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some samples of equal shapes.
+
+    Attributes:
+        stacked: inputs with the samples along an axis of their own or, where `mapped`, along a new first one.
+        shared: inputs that are the same for all.
+        mapped: whether the model takes the samples one by one; `torch.vmap` then runs it on all of them at once.
+        labels: one a sample, or None.
+    """
+
+    stacked: Tensors
+    shared: Tensors
+    mapped: bool
+    labels: Tensor | None
+
+    def run(self, function: Function) -> Tensors:
+        """What `function` makes of the samples, along the first axis."""
+        if not self.mapped:
+            return function({**self.stacked, **self.shared})
+        mapped = torch.vmap(lambda stacked: function({**stacked, **self.shared}))
+        return {name: x.flatten(0, 1) if x.dim() > 1 else x for name, x in mapped(self.stacked).items()}
+
+    def feeds(self) -> list[dict[str, Array]]:
+        """One dictionary of arrays for each run that the model would need."""
+        arrays = {name: x.numpy() for name, x in self.stacked.items()}
+        shared = {name: x.numpy() for name, x in self.shared.items()}
+        if not self.mapped:
+            return [{**arrays, **shared}]
+        count = len(next(iter(arrays.values())))
+        return [{**{name: array[i] for name, array in arrays.items()}, **shared} for i in range(count)]
+
+    @property
+    def keep(self) -> Tensor | None:
+        """Which tokens [samples, tokens] count, by an input that calls itself a mask, as `calibration.masks` has it."""
+        found = masks({name: x.flatten(0, 1).numpy() if self.mapped else x.numpy() for name, x in self.stacked.items()})
+        return None if found is None else torch.from_numpy(found)
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Samples of equal shapes, in one array an input."""
+
+    stacked: dict[str, Array]
+    axes: dict[str, int]
+    shared: dict[str, Array]
+    mapped: bool
+    labels: Array | None
+    count: int
+
+    def take(self, places: NDArray[np.int64]) -> Batch:
+        stacked = {name: array.take(places, self.axes[name]) for name, array in self.stacked.items()}
+        labels = None if self.labels is None else torch.from_numpy(self.labels[places])
+        return Batch(_tensors(stacked), _tensors(self.shared), self.mapped, labels)
+
+
+class Batches:
+    """All samples, in groups of equal shapes.
+
+    Attributes:
+        count: samples.
+    """
+
+    def __init__(self, samples: Samples) -> None:
+        groups: dict[tuple[Any, ...], list[int]] = {}
+        for number, feeds in enumerate(samples.runs):
+            groups.setdefault(_shapes(feeds, samples.axes), []).append(number)
+        self._groups = [_group(samples, numbers) for numbers in groups.values()]
+        self.count = sum(group.count for group in self._groups)
+
+    def first(self, size: int) -> list[Batch]:
+        """Of each group the first samples, at most `size`."""
+        return [group.take(np.arange(min(size, group.count))) for group in self._groups]
+
+    def epoch(self, size: int, seed: tuple[int, int]) -> Iterator[Batch]:
+        """Every sample once, at most `size` together, in an order that the seed draws."""
+        rng = np.random.default_rng(seed)
+        parts = []
+        for group in self._groups:
+            order = rng.permutation(group.count)
+            # Equal parts rather than a rest: a small batch would weigh as much as a full one.
+            parts += [(group, part) for part in np.array_split(order, -(-group.count // size))]
+        for i in rng.permutation(len(parts)):
+            group, part = parts[i]
+            yield group.take(part)
+
+
+def _shapes(feeds: Mapping[str, Array], axes: Mapping[str, int]) -> tuple[Any, ...]:
+    """By input its shape, without the samples' axis."""
+    return tuple(
+        (name, *(size for axis, size in enumerate(array.shape) if axis != axes.get(name)))
+        for name, array in sorted(feeds.items())
+    )
+
+
+def _group(samples: Samples, numbers: list[int]) -> _Group:
+    runs = [samples.runs[i] for i in numbers]
+    labels = None if samples.labels is None else [np.atleast_1d(samples.labels[i]) for i in numbers]
+    same = {name for name in runs[0] if all(np.array_equal(run[name], runs[0][name]) for run in runs)}
+    joined = bool(samples.axes) and all(name in samples.axes or name in same for name in runs[0])
+    if joined:
+        axes = dict(samples.axes)
+        stacked = {name: np.concatenate([run[name] for run in runs], axis) for name, axis in axes.items()}
+        count = min(stacked[name].shape[axis] for name, axis in axes.items())
+        together = None if labels is None else np.concatenate(labels)
+    else:
+        varying = [name for name in runs[0] if name not in same] or list(runs[0])[:1]
+        axes = dict.fromkeys(varying, 0)
+        stacked = {name: np.stack([run[name] for run in runs]) for name in varying}
+        count = len(runs)
+        together = None if labels is None else np.stack(labels)
+    shared = {name: array for name, array in runs[0].items() if name not in stacked}
+    return _Group(stacked, axes, shared, not joined, together, count)
+
+
+def _tensors(arrays: Mapping[str, Array]) -> Tensors:
+    try:
+        return {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
+    except TypeError:
+        kinds = ", ".join(f"'{name}' {array.dtype}" for name, array in arrays.items())
+        raise SparsecError(f"--heal: PyTorch has no tensors for inputs of these types: {kinds}") from None

@@ -1,0 +1,342 @@
+"""Training of pruned models: the same function in PyTorch, batches, what training brings and what it refuses."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+import onnx_ir
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+import sparsec
+from sparsec.compiler.calibration import Weights, has_rows, open_samples
+from sparsec.compiler.calibration.samples import Samples
+from sparsec.compiler.config import Tune
+from sparsec.compiler.context import Silent
+from sparsec.compiler.exporter import session_source
+from sparsec.compiler.frontend import read
+from sparsec.compiler.healing import Limit, make_trainer, with_vectors
+from sparsec.compiler.machine import Cpu
+from sparsec.compiler.runtime import random_feeds, run_session
+from sparsec.ir import SparsecError, UsageError, parse_pattern
+from sparsec.models.lstm_lm import lstm_lm
+from sparsec.models.mlp import mlp
+from sparsec.models.tinyvgg16 import tinyvgg16
+from sparsec.models.transformer import EncoderConfig, encoder
+from sparsec.passes.prune import prune_by_norm
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sparsec.compiler.driver import CompiledModel
+    from sparsec.ir import Program
+
+torch = pytest.importorskip("torch")
+
+from sparsec.compiler.healing import network, training  # noqa: E402
+from sparsec.compiler.healing.batches import Batches  # noqa: E402
+
+ROOT = Path(__file__).resolve().parents[2]
+ASSETS = ROOT.parent / "shared" / "assets" / "models"
+SMALL_ENCODER = EncoderConfig(layers=2, hidden=24, heads=3, ffn=40, vocabulary=50, positions=16)
+BUILT: dict[str, Callable[[], onnx.ModelProto]] = {
+    "mlp": lambda: mlp((32, 64, 10)),
+    "tinyvgg16": lambda: tinyvgg16(channels=(8, 8, 16, 16, 16), dense=32, classes=5),
+    "encoder": lambda: encoder(SMALL_ENCODER),
+    "lstm_lm": lambda: lstm_lm(vocabulary=30, embedding=16, hidden=16),
+    "lstm_lm tied": lambda: lstm_lm(vocabulary=30, embedding=16, hidden=16, tied=True),
+}
+FILES = (
+    "magika_standard_v3_3",
+    "mnist_cnn_opset7",
+    "mnist_cnn_opset8",
+    "resnet20_cifar10",
+    "resnet32_cifar10_external",
+    "squeezenet_dc_sparse",
+    "ultraface_version-RFB-320",
+)
+
+
+# ---- The same function ----
+
+
+def source(name: str) -> Any:
+    if name in BUILT:
+        return BUILT[name]()
+    path = ROOT / "build" / "minilm" / "model.onnx" if name == "minilm" else ASSETS / f"{name}.onnx"
+    if not path.exists():
+        pytest.skip(f"{path} is not on this machine")
+    return path
+
+
+def pruned(program: Program, pattern: str = "group:4", share: float = 0.5) -> dict[str, Weights]:
+    """By norm, in all layers whose weight can be trained."""
+    return {
+        layer.name: Weights(prune_by_norm(layer.weight, parse_pattern(pattern), share))
+        for layer in program.layers
+        if has_rows(layer)
+    }
+
+
+def opened(program: Program) -> Any:
+    with tempfile.TemporaryDirectory() as folder:  # for models whose tensors lie outside
+        return Cpu(1).open(session_source(program.model, Path(folder)))
+
+
+def random_samples(session: Any, runs: int = 3) -> Samples:
+    feeds = [random_feeds(session, 2, {}, seed, other=6) for seed in range(runs)]
+    return open_samples(feeds, session, 10**6)
+
+
+def outputs_of(session: Any) -> Callable[[Any], dict[str, Any]]:
+    names = [value.name for value in session.get_outputs()]
+    return lambda feeds: dict(zip(names, run_session(session, feeds), strict=True))
+
+
+@pytest.mark.parametrize("name", [*BUILT, *FILES, "minilm"])
+def test_real_models_are_computed_as_onnx_runtime_does_and_their_zeros_stay(name: str) -> None:
+    program = read(source(name))
+    session = opened(program)
+    weights = pruned(program)
+    trainer = make_trainer(program, weights, random_samples(session), 0, 1)
+    trainer.check(outputs_of(session))
+    before = {name: value.detach().clone() for name, value in trainer.student.parameters.items()}
+    # A judge that always likes the last state best.
+    looks = iter(range(1000))
+    trained = trainer.train(Limit(3, False), lambda healed: ((float(next(looks)),), ""), Silent(), None)
+    assert (trained.steps, trained.note) == (3, "")
+    for layer, new in trained.healed.weights.items():
+        assert not new.matrix[weights[layer].matrix == 0].any()
+        assert np.isfinite(new.matrix).all()
+    changed = [name for name, value in trainer.student.parameters.items() if not torch.equal(value, before[name])]
+    assert set(trainer.student.masks) & set(changed), "no weight was trained"
+
+
+@pytest.mark.parametrize("name", ["silero_vad", "silero_vad_op18_ifless"])
+def test_branches_and_recurrent_layers_are_computed_too(name: str) -> None:
+    program = read(source(name))
+    rng = np.random.default_rng(0)
+    feeds = {
+        "input": rng.standard_normal((2, 576)).astype(np.float32),
+        "state": rng.standard_normal((2, 2, 128)).astype(np.float32),
+        "sr": np.array(16000),
+    }
+    expected = outputs_of(opened(program))(feeds)
+    given = {name: torch.from_numpy(np.array(array)) for name, array in feeds.items()}
+    found = network.Network(program.model)(given, list(expected))
+    for output, y in expected.items():
+        # Half of float32's digits: the outputs are sigmoids far from one half.
+        assert np.abs(found[output].numpy() - y).max() <= 2**-11.5 * np.abs(y).max()
+
+
+def test_one_wrong_operator_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    program = read(mlp((32, 64, 10)))
+    monkeypatch.setitem(network.OPS, "Relu", lambda call, x: torch.nn.functional.leaky_relu(x, 0.02))
+    session = opened(program)
+    trainer = make_trainer(program, pruned(program), random_samples(session), 0, 1)
+    with pytest.raises(SparsecError, match=r"output 'output' differs from ONNX Runtime's by .* nothing was trained"):
+        trainer.check(outputs_of(session))
+
+
+def test_an_operator_without_a_mapping_is_named() -> None:
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 4]) for name in "xy")
+    weight = numpy_helper.from_array(np.eye(4, dtype=np.float32), "w")
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["h"], name="product"),
+        helper.make_node("Det2", ["h"], ["y"], name="odd", domain="somebody"),
+    ]
+    graph = helper.make_graph(nodes, "odd", [x], [y], [weight])
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("somebody", 1)]
+    program = read(helper.make_model(graph, ir_version=8, opset_imports=opsets))
+    samples = Samples("data", [{"x": np.ones((2, 4), np.float32)}], None, {"x": 0})
+    with pytest.raises(SparsecError, match=r"node 'odd' \(Det2\): there is no mapping of the operator somebody::Det2"):
+        make_trainer(program, pruned(program, "block:1x1"), samples, 0, 1)
+
+
+def test_without_pytorch_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    program = read(mlp((32, 64, 10)))
+    with pytest.raises(SparsecError, match=r"pip install 'sparsec\[torch\]'"):
+        make_trainer(program, pruned(program), Samples("data", []), 0, 1)
+
+
+# ---- Batches ----
+
+
+def labelled(runs: int, batch: int) -> Samples:
+    """Inputs that are their own number, and so are their labels."""
+    numbers = np.arange(runs * batch).reshape(runs, batch)
+    feeds = [{"x": np.tile(part[:, None], (1, 3)).astype(np.float32), "one": np.ones(1)} for part in numbers]
+    return Samples("numbers", feeds, list(numbers), {"x": 0})
+
+
+@pytest.mark.parametrize("fixed", [False, True])
+def test_an_epoch_has_every_sample_once_with_its_label(fixed: bool) -> None:
+    samples = labelled(7, 1 if fixed else 3)
+    samples = replace_axes(samples) if fixed else samples
+    batches = Batches(samples)
+    seen: list[float] = []
+    for batch in batches.epoch(4, (0, 1)):
+        x = batch.run(lambda inputs: {"x": inputs["x"] * inputs["one"]})["x"]
+        assert x.shape[1:] == (3,)
+        assert len(x) <= 4
+        assert torch.equal(x[:, 0], batch.labels.reshape(-1).to(x.dtype))
+        seen += x[:, 0].tolist()
+    assert sorted(seen) == list(range(samples.count))
+    again = [batch.labels.tolist() for batch in batches.epoch(4, (0, 1))]
+    assert again == [batch.labels.tolist() for batch in batches.epoch(4, (0, 1))]
+    assert again != [batch.labels.tolist() for batch in batches.epoch(4, (0, 2))]
+
+
+def replace_axes(samples: Samples) -> Samples:
+    return Samples(samples.name, samples.runs, samples.labels)
+
+
+def test_a_model_of_one_sample_is_run_on_many_at_once() -> None:
+    """A constant batch in Reshape: the same numbers as sample by sample."""
+    rng = np.random.default_rng(0)
+    x, y = (helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in (("x", [1, 2, 6]), ("y", [1, 5])))
+    tensors = [
+        numpy_helper.from_array(rng.standard_normal((12, 5)).astype(np.float32), "w"),
+        numpy_helper.from_array(np.array([1, 12]), "shape"),
+    ]
+    nodes = [helper.make_node("Reshape", ["x", "shape"], ["h"]), helper.make_node("MatMul", ["h", "w"], ["y"])]
+    opsets = [helper.make_opsetid("", 17)]
+    program = read(
+        helper.make_model(helper.make_graph(nodes, "one", [x], [y], tensors), ir_version=8, opset_imports=opsets)
+    )
+    session = opened(program)
+    runs = [{"x": rng.standard_normal((1, 2, 6)).astype(np.float32)} for _ in range(5)]
+    (batch,) = Batches(Samples("runs", runs)).first(5)
+    found = batch.run(lambda inputs: network.Network(program.model)(inputs, ["y"]))["y"]
+    expected = np.concatenate([run_session(session, run)[0] for run in runs])
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+# ---- From the file to the artifact ----
+
+RNG = np.random.default_rng(0)
+MODEL = mlp((128, 128, 128, 128, 10))
+# Inputs of 24 directions, and the dense model's own choices as labels.
+X = (RNG.standard_normal((1000, 24)) @ RNG.standard_normal((24, 128)) / 24**0.5).astype(np.float32)
+LABELS = np.asarray(Cpu(1).open(MODEL.SerializeToString()).run(None, {"input": X})[0]).argmax(1)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    np.savez(tmp_path / "data.npz", input=X, labels=LABELS)
+    return tmp_path
+
+
+def healed(folder: Path, model: Any = MODEL, **chosen: Any) -> CompiledModel:
+    """Groups of 16 in the three large layers, whatever their speed; the first guess of a schedule."""
+    common = {"calib": folder / "data.npz", "tune": Tune.OFF, "threads": 1, "cache": folder, "prune_all": True}
+    return sparsec.compile(model, sparsec.CompileConfig(**{**common, "sparsity": 0.9, "permute": False, **chosen}))
+
+
+def test_training_brings_accuracy_back_and_keeps_the_zeros(folder: Path) -> None:
+    with_training = healed(folder, heal="150").report
+    record = with_training.healing
+    assert record is not None and record.before is not None and record.after is not None
+    assert (record.steps, record.samples, record.kept, record.note) == (150, 800, True, "")
+    assert record.after > record.before + 0.1
+    assert with_training.quality is not None and with_training.quality.value == pytest.approx(record.after, abs=0.01)
+    plain = healed(folder).report
+    assert plain.healing is None
+    zeros = [decision.zeros_after for decision in plain.decisions]
+    assert [decision.zeros_after for decision in with_training.decisions] == pytest.approx(zeros, abs=0.02)
+
+
+def test_the_same_steps_and_seed_give_the_same_bytes(folder: Path) -> None:
+    first, second = (healed(folder, heal="20", seed=3) for _ in range(2))
+    feeds = {"input": X[:7]}
+    assert np.array_equal(first.run(feeds)["output"], second.run(feeds)["output"])
+    other = healed(folder, heal="20", seed=4)
+    assert not np.array_equal(first.run(feeds)["output"], other.run(feeds)["output"])
+
+
+def test_a_longer_time_goes_on_from_a_shorter_one(folder: Path) -> None:
+    healed(folder, heal="60", solutions=folder / "out" / "cache").save(folder / "out")
+    assert [path.suffix for path in (folder / "out" / "cache").glob("training-*")] == [".pt"]
+    steps: list[float] = []
+
+    class Watched(training.Trainer):
+        def _step(self, *arguments: Any) -> bool:
+            steps.append(1)
+            return super()._step(*arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "Trainer", Watched)
+        longer = healed(folder, heal="100", solutions=folder / "out" / "cache").report
+        assert longer.healing is not None
+        assert (len(steps), longer.healing.steps) == (40, 100)
+        again = healed(folder, heal="60", solutions=folder / "out" / "cache").report
+        assert again.healing is not None
+        assert (len(steps), again.healing.steps) == (40, 60)
+
+
+def test_integer_values_are_rounded_after_training(folder: Path) -> None:
+    compiled = healed(folder, sparsity=0.7, heal="40", values="int8", pattern="block:16x4")
+    assert compiled.report.healing is not None and compiled.report.healing.kept
+    assert compiled.report.verification is not None
+
+
+def test_a_loss_that_is_no_number_ends_training_at_the_best_state(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = iter(range(10**6))
+    usual = training.Trainer._loss
+    monkeypatch.setattr(
+        training.Trainer, "_loss", lambda self, batch: usual(self, batch) * (np.nan if next(calls) >= 30 else 1)
+    )
+    record = healed(folder, heal="100").report.healing
+    assert record is not None
+    assert record.note == "the loss was no number any more at step 31"
+    assert record.before is not None and record.after is not None and record.after >= record.before
+
+
+def test_what_is_no_better_is_not_used(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "RATE", 100.0)  # only ever worse
+    compiled = healed(folder, heal="60")
+    record = compiled.report.healing
+    assert record is not None
+    assert (record.kept, record.before) == (False, record.after)
+    assert "no better than one before" in record.note
+    monkeypatch.setattr(training, "RATE", 0.0)  # what it began with
+    feeds = {"input": X[:7]}
+    assert np.array_equal(compiled.run(feeds)["output"], healed(folder, heal="1").run(feeds)["output"])
+
+
+def test_one_run_has_nothing_to_hold_back(tmp_path: Path) -> None:
+    np.savez(tmp_path / "data.npz", input=X[:1])
+    with pytest.raises(
+        SparsecError, match=r"--heal: calibration data .* has one run, of which nothing can be held back"
+    ):
+        healed(tmp_path, heal="10")
+
+
+def test_training_needs_data_and_something_pruned(folder: Path) -> None:
+    with pytest.raises(UsageError, match="--heal needs calibration data"):
+        sparsec.compile(MODEL, sparsec.CompileConfig(sparsity=0.5, heal="5m"))
+    with pytest.raises(UsageError, match="--heal: nothing is pruned"):
+        sparsec.compile(MODEL, sparsec.CompileConfig(heal="5m"))
+
+
+def test_vectors_go_back_by_name_and_nothing_else_changes() -> None:
+    program = read(source("encoder"))
+    trainer = make_trainer(program, pruned(program), random_samples(opened(program)), 0, 1)
+    own = trainer.student.healed().vectors
+    name = next(name for name in own if "LayerNorm" in name)
+    changed = with_vectors(program, {name: own[name] + 1})
+    before, after = (onnx_ir.to_proto(one.model) for one in (program, changed))
+    for old, new in zip(before.graph.initializer, after.graph.initializer, strict=True):
+        same = numpy_helper.to_array(old) == numpy_helper.to_array(new)
+        assert (old.name != name) == bool(np.all(same))
+    del before.graph.initializer[:], after.graph.initializer[:]
+    assert before == after
+    assert own[name].dtype == np.float32
