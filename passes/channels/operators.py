@@ -1,7 +1,8 @@
 """What each operator does to the channels along its inputs' axes: `RULES`, one rule an operator.
 
-A rule ties axes that must keep one order, freezes those whose order matters, and returns its output's axes. An
-operator without a rule, or with an output that the rule does not speak of, freezes all it reads.
+A rule ties axes that must keep one order, freezes those whose order matters, keeps those whole that something works
+across (but for products with weights, whose columns can be left out), and returns its output's axes. An operator
+without a rule, or with an output that the rule does not speak of, freezes all it reads.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from .axes import Axis, cut, extent, fixed, free, freeze, merge, repeated, reshape, tie
+from .axes import Axis, cut, extent, fixed, free, freeze, keep_whole, merge, repeated, reshape, tie
 from .constants import small_constant
 
 if TYPE_CHECKING:
@@ -32,11 +33,14 @@ class Call:
         node: the node.
         inputs: the axes of the inputs that carry data, as many as `RULES` says; those left out at the end are absent.
         given: the shapes of these inputs, as far as they are inferred.
+        constant: of each of these inputs, whether it is made of initialisers only.
         result: the shape of the output.
     """
 
-    def __init__(self, node: onnx_ir.Node, inputs: list[Axes], given: list[Sizes], result: Sizes) -> None:
-        self.node, self.inputs, self.given, self.result = node, inputs, given, result
+    def __init__(
+        self, node: onnx_ir.Node, inputs: list[Axes], given: list[Sizes], constant: list[bool], result: Sizes
+    ) -> None:
+        self.node, self.inputs, self.given, self.constant, self.result = node, inputs, given, constant, result
 
     def attribute(self, name: str, default: Any) -> Any:
         """An attribute that has the type of `default`, or `default`."""
@@ -77,8 +81,16 @@ def position(axis: int, rank: int) -> int:
 
 
 def keep(call: Call) -> Axes:
-    """Element by element; or along any axis in a way that does not depend on its order (Softmax)."""
+    """Element by element."""
     return call.inputs[0]
+
+
+def softmax(call: Call) -> Axes:
+    """Softmax, LogSoftmax: along an axis, or before opset 13 from it on, whatever its order."""
+    x = call.inputs[0]
+    axis = call.attribute("axis", 1)
+    keep_whole(*x[position(axis, len(x)) :])
+    return x
 
 
 def broadcast(call: Call) -> Axes:
@@ -100,7 +112,9 @@ def _broadcast(inputs: Sequence[Axes]) -> Axes:
 
 
 def normalise(call: Call) -> Axes:
-    """LayerNormalization: the mean over an axis has no order, scale and bias lie along it."""
+    """LayerNormalization: the mean over axes has no order, scale and bias lie along them."""
+    x = call.inputs[0]
+    keep_whole(*x[position(call.attribute("axis", -1), len(x)) :])
     return _broadcast(call.inputs)
 
 
@@ -122,8 +136,15 @@ def matmul(call: Call) -> Axes:
     a, b = call.inputs
     if len(a) < 2 or len(b) < 2:
         raise UnknownError
-    tie(a[-1], b[-2])
+    _contract(call, a[-1], b[-2])
     return [*_batch(a, b), a[-2], b[-1]]
+
+
+def _contract(call: Call, x: Axis, weight: Axis) -> None:
+    """Sum over two axes. Channels can be left out of it where one side is a weight: as if that were zero there."""
+    tie(x, weight)
+    if not any(call.constant[:2]):
+        keep_whole(x)
 
 
 def _batch(a: Axes, b: Axes) -> Axes:
@@ -137,7 +158,7 @@ def gemm(call: Call) -> Axes:
         raise UnknownError
     a = a[::-1] if call.attribute("transA", 0) else a
     b = b[::-1] if call.attribute("transB", 0) else b
-    tie(a[1], b[0])
+    _contract(call, a[1], b[0])
     return _broadcast([[a[0], b[1]], *call.inputs[2:]])
 
 
@@ -149,7 +170,7 @@ def conv(call: Call) -> Axes:
         raise UnknownError
     channels, outputs = extent(x[1]), extent(weight[0])
     if group == 1:
-        tie(x[1], weight[1])
+        _contract(call, x[1], weight[1])
     elif channels and group == channels and extent(weight[1]) == 1 and outputs is not None and outputs % group == 0:
         tie(repeated(x[1], outputs // group), weight[0])
     else:
@@ -164,7 +185,7 @@ def conv_transpose(call: Call) -> Axes:
     x, weight, *bias = call.inputs
     if len(x) < 3 or len(weight) != len(x) or call.attribute("group", 1) != 1 or any(len(axes) != 1 for axes in bias):
         raise UnknownError
-    tie(x[1], weight[0])
+    _contract(call, x[1], weight[0])
     for (axis,) in bias:
         tie(weight[1], axis)
     return _spatial(call, x[0], weight[1], frozen=[*x[2:], *weight[2:]])
@@ -199,6 +220,7 @@ def reduce(call: Call) -> Axes:
     if not axes and call.attribute("noop_with_empty_axes", 0):
         return x
     gone = {position(axis, len(x)) for axis in axes or range(len(x))}
+    keep_whole(*(x[i] for i in gone))
     if call.attribute("keepdims", 1):
         return [fixed(1) if i in gone else axis for i, axis in enumerate(x)]
     return [axis for i, axis in enumerate(x) if i not in gone]
@@ -235,6 +257,8 @@ def to_shape(call: Call) -> Axes:
     if given is not None and len(given) == len(x):
         while same < min(len(x), len(result)) and given[same] is not None and given[same] == result[same]:
             same += 1
+    if small_constant(call.node.inputs[1]) is None and call.sizes[same:].count(None) > 1:
+        keep_whole(*x)  # no constant could say the new shape
     return [*x[:same], *reshape(x[same:], call.sizes[same:])]
 
 
@@ -245,6 +269,7 @@ def squeeze(call: Call) -> Axes:
     if axes is None:
         if any(extent(axis) is None for axis in x):
             raise UnknownError
+        keep_whole(*x)  # one that is left alone would go
         return [axis for axis in x if extent(axis) != 1]
     gone = {position(axis, len(x)) for axis in axes}
     return [axis for i, axis in enumerate(x) if i not in gone]
@@ -272,6 +297,8 @@ def expand(call: Call) -> Axes:
             result[i] = fixed(sizes[i])
         elif size != 1:
             result[i] = axis
+    if small_constant(call.node.inputs[1]) is None:
+        keep_whole(*result)
     return result
 
 
@@ -378,8 +405,25 @@ def resize(call: Call) -> Axes:
 
 
 def measure(call: Call) -> Axes:
-    """Shape, Size: read no elements."""
-    return [fixed(len(call.inputs[0]))] if call.node.op_type == "Shape" else []
+    """Shape, Size: read no elements, but how many there are."""
+    x = call.inputs[0]
+    if call.node.op_type == "Size":
+        keep_whole(*x)
+        return []
+    seen = range(len(x))[call.attribute("start", 0) : call.attribute("end", len(x))]
+    keep_whole(*(x[i] for i in _picked(call.node.outputs[0], list(seen))))
+    return [fixed(len(seen))]
+
+
+def _picked(sizes: onnx_ir.Value, axes: list[int]) -> set[int]:
+    """Of the axes whose sizes these are those that somebody looks at."""
+    picked: set[int] = set(axes) if sizes.is_graph_output() else set()
+    for node, index in sizes.uses():
+        indices = small_constant(node.inputs[1]) if node.op_type == "Gather" and index == 0 else None
+        if indices is None or any(not -len(axes) <= i < len(axes) for i in indices.ravel()):
+            return set(axes)
+        picked.update(axes[i] for i in indices.ravel())
+    return picked
 
 
 Rule: TypeAlias = "Callable[[Call], list[Axes]]"  # the axes of each output that it speaks of
@@ -393,8 +437,8 @@ _ANY = 1_000_000
 
 _ONE = (
     "Abs Acos Acosh Asin Asinh Atan Atanh Cast Ceil Celu Clip Cos Cosh Dropout Elu Erf Exp Floor Gelu HardSigmoid "
-    "HardSwish Identity IsInf IsNaN LeakyRelu Log LogSoftmax Mish Neg Not Reciprocal Relu Round Selu Sigmoid Sign Sin "
-    "Sinh Softmax Softplus Softsign Sqrt Swish Tan Tanh ThresholdedRelu"
+    "HardSwish Identity IsInf IsNaN LeakyRelu Log Mish Neg Not Reciprocal Relu Round Selu Sigmoid Sign Sin "
+    "Sinh Softplus Softsign Sqrt Swish Tan Tanh ThresholdedRelu"
 )
 _SEVERAL = (
     "Add And Div Equal Greater GreaterOrEqual Less LessOrEqual Max Mean Min Mod Mul Or PRelu Pow Sub Sum Where Xor"
@@ -406,6 +450,7 @@ _OF_ONE_OUTPUT: dict[str, tuple[Callable[[Call], Axes], int]] = {
     **dict.fromkeys(_SEVERAL.split(), (broadcast, _ANY)),
     **{f"Reduce{name}": (reduce, 1) for name in _REDUCTIONS.split()},
     **dict.fromkeys(("AveragePool", "LpPool", "MaxPool"), (pool, 1)),
+    **dict.fromkeys(("LogSoftmax", "Softmax"), (softmax, 1)),
     **dict.fromkeys(("GlobalAveragePool", "GlobalLpPool", "GlobalMaxPool"), (global_pool, 1)),
     "BatchNormalization": (by_channel, 5),
     "Concat": (concat, _ANY),
