@@ -18,6 +18,8 @@ from .calibration.ranges import METHODS as RANGES
 
 # Layers with fewer weights than this are too small for a sparse operator to pay.
 TINY_WEIGHTS = 16_384
+# The pattern that leaves whole channels out of the model, instead of zeros in it.
+STRUCTURED = "structured"
 # The pattern where "auto" finds no better one: one vector of outputs; where products are of integers, four inputs deep.
 PATTERN, INTEGER_PATTERN = "group:16", "block:16x4"
 
@@ -41,7 +43,8 @@ class CompileConfig(BaseModel):
         pattern: the shape of sparsity that pruning makes: "block:RxC" or "group:g"; with `calib` several, separated by
             commas, of which each layer gets one. "auto" is `PATTERN`, or `INTEGER_PATTERN`; with `speedup` or
             `max_drop` the narrowest that this machine runs nearly as fast as the fastest. Zeros that are already there
-            keep their own shape.
+            keep their own shape. "structured", by itself: no zeros, but channels left out of the model; `sparsity` is
+            then the share of the weights that goes, of the layers that can get smaller.
         values: what the weights of sparse operators are stored as: "fp32", "bf16", "fp16", "int8", "int8:G",
             "codebook16" or "codebook256"; layers of 16-bit models keep their type. Weights of layers that stay dense
             are stored in a codebook only where it holds them exactly.
@@ -116,8 +119,8 @@ class CompileConfig(BaseModel):
     @field_validator("pattern")
     @classmethod
     def _known_pattern(cls, text: str) -> str:
-        if text.strip().lower() == AUTO:
-            return AUTO
+        if text.strip().lower() in (AUTO, STRUCTURED):
+            return text.strip().lower()
         try:
             return ",".join(str(parse_pattern(part.strip())) for part in text.split(","))
         except UsageError as error:
@@ -159,6 +162,11 @@ class CompileConfig(BaseModel):
         if self.pattern != AUTO:
             return tuple(self.pattern.split(","))
         return (INTEGER_PATTERN if self.multiplies_integers else PATTERN,)
+
+    @property
+    def structured(self) -> bool:
+        """Whether channels are left out."""
+        return self.pattern == STRUCTURED
 
     @property
     def multiplies_integers(self) -> bool:

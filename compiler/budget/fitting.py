@@ -10,12 +10,12 @@ from ...ir import parse_pattern
 from ...ir.values import Floats
 from ...passes.solve import SECONDS, round_weights
 from ..artifact import SOLUTIONS
-from ..calibration import Samples, Trial, Weights, find_grids, gather, has_rows, open_samples, reordered, repair
-from ..exporter import session_source
+from ..calibration import Trial, Weights, find_grids, gather, has_rows, reordered, repair
 from ..formats import values_of
 from ..machine import Cpu
 from ..parallel import each
 from .cache import Cache
+from .data import open_data
 from .frontier import Allocation, by_zeros
 from .judge import Judge
 from .options import Kept, Options, shares_masks, solve_option, solve_options
@@ -31,8 +31,6 @@ if TYPE_CHECKING:
     from ..plan import Candidate, Plan
     from ..probe import Workload
 
-# Share of the calibration data that no weight is fitted to.
-HELD_BACK = 0.2
 # Under a budget of speed or accuracy: what layers are planned with, and the sparsities that each is solved at.
 PLANNED = 0.8
 LEVELS = (0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95)
@@ -114,7 +112,7 @@ class Fitting:
         self.layers = {
             name: pruned.layer for name, pruned in plan.pruned.items() if has_rows(pruned.layer) and self._takes(pruned)
         }
-        self._seen, self._held_back = self._open_data()
+        self._seen, self._held_back = open_data(program, context, self._machine)
         self.calibration = self._gather()
         self.reordered = self._reorder()
         self._trial = Trial(self.program, [*self.layers.values()], self._machine, context.folder, watched=False)
@@ -260,14 +258,6 @@ class Fitting:
     def _takes(self, pruned: Any) -> bool:
         # Under a budget of time only a layer that can become sparse is worth its loss.
         return not self._context.config.budgeted or not pruned.layer.obstacle
-
-    def _open_data(self) -> tuple[Samples, Samples]:
-        config = self._context.config
-        session = self._machine.open(session_source(self.program.model, self._context.folder))
-        samples = open_samples(config.calib, session, config.samples, config.labels)
-        if config.eval_data is None:
-            return samples.split(HELD_BACK)
-        return samples, open_samples(config.eval_data, session, 2**31, config.eval_labels)
 
     def _solve(self) -> Options:
         config, progress, layers = self._context.config, self._context.progress, list(self.layers.values())

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..calibration import Samples, Trial, masks, spread
+from ..calibration import Samples, Trial, Weights, masks, spread
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -30,26 +30,32 @@ def measure_errors(
     Whole-model errors weigh what a layer's own error cannot: how much what follows cares. For small changes they add
     up, which is what the allocation assumes.
     """
+    error = error_meter(trial, samples, sum(map(len, options.values())), seconds)
+    measured: Options = {}
+    for name, choices in options.items():
+        measured[name] = tuple(dataclasses.replace(option, error=error({name: option.weights})) for option in choices)
+        done(name)
+    return measured
+
+
+def error_meter(
+    trial: Trial, samples: Samples, times: int, seconds: float = SECONDS
+) -> Callable[[Mapping[str, Weights]], float]:
+    """From new weights to the error of the model's outputs, on as many samples as `times` runs may take."""
     dense = trial.feeds({})
     trial.run(samples.runs[0], dense)
     start = time.perf_counter()
     trial.run(samples.runs[0], dense)
     a_run = time.perf_counter() - start
-    wanted = sum(map(len, options.values()))
-    runs = spread(samples.runs, int(seconds / max(a_run * wanted, 1e-9)))
+    runs = spread(samples.runs, int(seconds / max(a_run * times, 1e-9)))
     expected = [trial.run(feeds, dense) for feeds in runs]
-    measured: Options = {}
-    for name, choices in options.items():
-        found = []
-        for option in choices:
-            weights = trial.feeds({name: option.weights})
-            errors = [
-                output_error(y0, trial.run(feeds, weights), feeds) for y0, feeds in zip(expected, runs, strict=True)
-            ]
-            found.append(dataclasses.replace(option, error=float(np.mean(errors))))
-        measured[name] = tuple(found)
-        done(name)
-    return measured
+
+    def error(weights: Mapping[str, Weights]) -> float:
+        fed = trial.feeds(weights)
+        errors = [output_error(y0, trial.run(feeds, fed), feeds) for y0, feeds in zip(expected, runs, strict=True)]
+        return float(np.mean(errors))
+
+    return error
 
 
 def output_error(expected: Mapping[str, Any], found: Mapping[str, Any], feeds: Mapping[str, NDArray[Any]]) -> float:

@@ -83,6 +83,8 @@ def _headline(report: Report) -> str:
     where = f"{report.target}, {count(report.threads, 'thread')}"
     if not report.decisions:
         return f"{of} for {where}: no layer with a constant weight in its main graph"
+    if report.removed is not None:
+        return f"{of} for {where}: {report.smaller_layers} of {count(len(report.decisions), 'layer')} smaller"
     return f"{of} for {where}: {report.sparse_layers} of {count(len(report.decisions), 'layer')} sparse"
 
 
@@ -110,6 +112,8 @@ def _facts(report: Report) -> Iterator[tuple[str, str]]:
         yield quality.metric, f"{quality.dense:.4g} -> {quality.value:.4g}, against {quality.against}{limit}"
     if report.dense_int8 is not None:
         yield "dense int8", _dense_int8(report)
+    if report.removed:
+        yield "left out", f"channels, with {percent(report.removed)} of the weights of the layers that can get smaller"
     if report.reordered is not None:
         before, after = report.reordered
         yield "reordered", f"channels, so that blocks keep {percent(after)} of the saliency, not {percent(before)}"
