@@ -16,7 +16,11 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from ..calibration.trial import Feeds
     from .options import Options
+
+    # From feeds to outputs by name.
+    Model = Callable[[Feeds], dict[str, Any]]
 
 # Seconds that the runs may take together: they choose how many of the samples are looked at.
 SECONDS = 30.0
@@ -30,30 +34,33 @@ def measure_errors(
     Whole-model errors weigh what a layer's own error cannot: how much what follows cares. For small changes they add
     up, which is what the allocation assumes.
     """
-    error = error_meter(trial, samples, sum(map(len, options.values())), seconds)
+
+    def model(weights: Mapping[str, Weights]) -> Model:
+        fed = trial.feeds(weights)
+        return lambda feeds: trial.run(feeds, fed)
+
+    error = error_meter(model({}), samples, sum(map(len, options.values())), seconds)
     measured: Options = {}
     for name, choices in options.items():
-        measured[name] = tuple(dataclasses.replace(option, error=error({name: option.weights})) for option in choices)
+        measured[name] = tuple(
+            dataclasses.replace(option, error=error(model({name: option.weights}))) for option in choices
+        )
         done(name)
     return measured
 
 
-def error_meter(
-    trial: Trial, samples: Samples, times: int, seconds: float = SECONDS
-) -> Callable[[Mapping[str, Weights]], float]:
-    """From new weights to the error of the model's outputs, on as many samples as `times` runs may take."""
-    dense = trial.feeds({})
-    trial.run(samples.runs[0], dense)
+def error_meter(dense: Model, samples: Samples, models: int, seconds: float = SECONDS) -> Callable[[Model], float]:
+    """From a model with other weights to the error of its outputs, on as many samples as so many `models` may take."""
+    dense(samples.runs[0])
     start = time.perf_counter()
-    trial.run(samples.runs[0], dense)
+    dense(samples.runs[0])
     a_run = time.perf_counter() - start
-    runs = spread(samples.runs, int(seconds / max(a_run * times, 1e-9)))
-    expected = [trial.run(feeds, dense) for feeds in runs]
+    runs = spread(samples.runs, int(seconds / max(a_run * models, 1e-9)))
+    expected = [dense(feeds) for feeds in runs]
 
-    def error(weights: Mapping[str, Weights]) -> float:
-        fed = trial.feeds(weights)
-        errors = [output_error(y0, trial.run(feeds, fed), feeds) for y0, feeds in zip(expected, runs, strict=True)]
-        return float(np.mean(errors))
+    def error(model: Model) -> float:
+        pairs = zip(expected, runs, strict=True)
+        return float(np.mean([output_error(y0, model(feeds), feeds) for y0, feeds in pairs]))
 
     return error
 

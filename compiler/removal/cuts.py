@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -66,7 +66,8 @@ def removal_order(
     is multiplied in one and divided in the other changes nothing.
     """
     if calibration is not None and dimension.columns:
-        return coupled_order([_reader(name, dimension, layers, calibration) for name in _names(dimension.columns)])
+        readers = [_reader(name, dimension, layers, calibration) for name in _names(dimension.columns)]
+        return coupled_order([*readers, *_units(dimension, layers)])
     scores = _shares(dimension.columns, dimension, layers) * _shares(dimension.rows, dimension, layers)
     order = np.argsort(scores, kind="stable")
     return order, scores[order] / (scores.sum() or 1.0)
@@ -82,6 +83,15 @@ def _reader(name: str, dimension: Dimension, layers: Mapping[str, Layer], calibr
     statistics = calibration.statistics.get(name, ())
     known = statistics[0] if len(statistics) == 1 else None
     return Reader(layers[name].weight, columns_of(name, dimension), known)
+
+
+def _units(dimension: Dimension, layers: Mapping[str, Layer]) -> Iterator[Reader]:
+    """Recurrent layers whose units the channels are, and so read them: by R [directions, gates * units, units]."""
+    for name in _names(dimension.rows):
+        value = layers[name].nodes[0].inputs[2] if layers[name].kind is LayerKind.RECURRENT else None
+        if value is not None and value.const_value is not None:
+            weight = value.const_value.numpy().astype(np.float32)
+            yield Reader(weight.reshape(-1, weight.shape[-1]), np.arange(dimension.size)[:, None])
 
 
 def _shares(places: Sequence[Place], dimension: Dimension, layers: Mapping[str, Layer]) -> NDArray[np.float64]:

@@ -9,20 +9,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from onnx_ir.passes.common import LiftConstantsToInitializersPass
 
-from ...ir import Program
+from ...ir import LayerKind, Program
 from ...passes.allocate import Choice, allocate
 from ...passes.channels import find_channels
-from ...passes.remove import layer_indices, mask_weights, removable, remove
+from ...passes.remove import layer_indices, mask_recurrence, mask_weights, removable, remove
 from ...passes.solve import least_squares
 from ..budget.data import open_data
 from ..budget.judge import Judge
 from ..budget.sensitivity import error_meter
-from ..calibration import Samples, Trial, Weights, gather, has_rows, repair
-from ..exporter import export
+from ..calibration import Samples, Weights, gather, has_rows, repair
+from ..exporter import export, session_source
 from ..frontend import find_layers
 from ..frontend.constants import OVERRIDABLE_FROM_IR
 from ..machine import Cpu
 from ..parallel import each
+from ..runtime import run_session
 from .cuts import Cut, counts, removal_order
 from .work import Work
 
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from ...passes.channels import Dimension
+    from ..budget.sensitivity import Model
     from ..calibration import Calibration
     from ..context import Context
     from ..machine import Machine
@@ -113,16 +115,19 @@ class Removal:
 
     def make(self, kept: Kept, fitted: bool = True) -> Smaller:
         """The program without the other channels; with data what reads them `fitted` to what it then gets."""
-        weights = self._masked(kept)
-        error = value = None
+        weights = self._solved(kept)
+        program, error, value = self._cut_down(kept, weights), None, None
         if self.judge is not None:
-            error, value = self.judge.compare(self._model(weights))
-            if fitted and weights:
-                better = self._repaired(weights)
-                new_error, new_value = self.judge.compare(self._model(better))
-                if new_error < error:
-                    weights, error, value = better, new_error, new_value
-        return Smaller(*self._cut_down(kept, weights), kept, error, value)
+            error, value = self.judge.compare(self._model(program))
+            if fitted:
+                better = self._repaired(kept, weights)
+                other = self._cut_down(kept, better)
+                found = self.judge.compare(self._model(other))
+                if found[0] < error:
+                    weights, program, (error, value) = better, other, found
+        biases = {name: new.bias for name, new in weights.items() if new.bias is not None}
+        masked = export(self._masked(kept), {}, {name: new.matrix for name, new in weights.items()}, biases)
+        return Smaller(program, masked, kept, error, value)
 
     def _open(self) -> None:
         """Read the data, and run the model on it."""
@@ -134,9 +139,8 @@ class Removal:
         progress.start("running the calibration data", len(samples.runs))
         known = [layer for layer in readers if has_rows(layer)]
         self._calibration = gather(self.program, known, samples, self._machine, folder, self._threads, progress.advance)
-        self._trial = Trial(self.program, readers, self._machine, folder, watched=False)
         separate = config.eval_data is not None
-        self.judge = Judge(self._model({}), samples, held_back, separate, config.metric, config.drop_limit)
+        self.judge = Judge(self._model(self.program), samples, held_back, separate, config.metric, config.drop_limit)
 
     def _excepted(self, dimension: Dimension) -> bool:
         """Whether the user wants to keep the outputs of a layer that makes it."""
@@ -157,10 +161,13 @@ class Removal:
         if self._calibration is None or self.samples is None:
             return {dimension: tuple(cuts) for dimension, cuts in orders.items()}
         progress.start("measuring errors", len(orders))
-        meter = error_meter(self._trial, self.samples, sum(map(len, orders.values())))
+        meter = error_meter(self._model(self.program), self.samples, sum(map(len, orders.values())))
         found = {}
         for dimension, cuts in orders.items():
-            found[dimension] = tuple(Cut(cut.stay, meter(self._masked({dimension: cut.stay}))) for cut in cuts)
+            models = (
+                self._model(self._cut_down(one, self._solved(one))) for one in ({dimension: c.stay} for c in cuts)
+            )
+            found[dimension] = tuple(Cut(cut.stay, meter(model)) for cut, model in zip(cuts, models, strict=True))
             progress.advance()
         return found
 
@@ -185,7 +192,7 @@ class Removal:
 
         return pick
 
-    def _masked(self, kept: Kept) -> dict[str, Weights]:
+    def _solved(self, kept: Kept) -> dict[str, Weights]:
         """Zeros where layers would read what goes; the other weights make good what they can, each layer by itself."""
         masked = mask_weights(self.program, self.channels, kept)
         stay = layer_indices(self.program, self.channels, kept)
@@ -201,14 +208,14 @@ class Removal:
 
         return dict(zip(masked, each(solve, list(masked), self._threads), strict=True))
 
-    def _repaired(self, weights: Mapping[str, Weights]) -> dict[str, Weights]:
+    def _repaired(self, kept: Kept, weights: Mapping[str, Weights]) -> dict[str, Weights]:
         """Layer after layer fitted to what the smaller model gives it."""
         assert self.samples is not None
         known = {name: new for name, new in weights.items() if has_rows(self._layers[name])}
         progress = self._context.progress
         progress.start("fitting layers to each other", len(known))
         found = repair(
-            self.program,
+            self._masked(kept),
             known,
             self.samples,
             self._machine,
@@ -218,10 +225,15 @@ class Removal:
         )
         return {**weights, **found}
 
-    def _cut_down(self, kept: Kept, weights: Mapping[str, Weights]) -> tuple[Program, onnx_ir.Model]:
-        """The smaller program, and the masked model that it has to equal."""
-        biases = {name: new.bias for name, new in weights.items() if new.bias is not None}
-        masked = export(self.program, {}, {name: new.matrix for name, new in weights.items()}, biases)
+    def _masked(self, kept: Kept) -> Program:
+        """The program, but for the weights of its layers what the smaller one has to equal."""
+        if not any(self._layers[place.name].kind is LayerKind.RECURRENT for d in kept for place in d.rows):
+            return self.program
+        model = mask_recurrence(self.program, self.channels, kept)
+        return Program(model, find_layers(model), self.program.source)
+
+    def _cut_down(self, kept: Kept, weights: Mapping[str, Weights]) -> Program:
+        """The smaller program with these weights of the whole one."""
         model = remove(self.program, self.channels, kept)
         stay = layer_indices(self.program, self.channels, kept)
         bare = Program(model, find_layers(model), self.program.source)
@@ -229,13 +241,14 @@ class Removal:
             bare,
             {},
             {name: new.matrix[stay[name][0]][:, stay[name][1]] for name, new in weights.items()},
-            {name: bias[stay[name][0]] for name, bias in biases.items()},
+            {name: new.bias[stay[name][0]] for name, new in weights.items() if new.bias is not None},
         )
-        return Program(smaller, find_layers(smaller), self.program.source), masked
+        return Program(smaller, find_layers(smaller), self.program.source)
 
-    def _model(self, weights: Mapping[str, Weights]) -> Any:
-        fed = self._trial.feeds(weights)
-        return lambda feeds: self._trial.run(feeds, fed)
+    def _model(self, program: Program) -> Model:
+        session = self._machine.open(session_source(program.model, self._context.folder))
+        names = [output.name for output in session.get_outputs()]
+        return lambda feeds: dict(zip(names, run_session(session, feeds), strict=True))
 
 
 def _lifted(program: Program) -> Program:

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING
 from onnx_ir.passes.common import ShapeInferencePass
 
 from ...ir import LayerKind
-from .axes import Axis, Segment, explain, extent, fixed, free, freeze, leaves, repeated
-from .operators import RULES, Axes, Call, Sizes, UnknownError
+from .axes import Axis, Segment, explain, extent, fixed, free, freeze, leaves, merge, repeated
+from .operators import GAPS, RULES, Axes, Call, Sizes, UnknownError
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -176,13 +176,14 @@ class _Walk:
         if node.domain != "" or node.op_identifier() in self._model.functions or node.op_type not in RULES:
             raise UnknownError
         rule, count = RULES[node.op_type]
-        sources = [value for value in node.inputs[:count] if value is not None]
-        inputs = [found for value in sources if (found := self.axes.get(value)) is not None]
-        # An input that is left out may be followed by none.
-        if not inputs or len(inputs) < len(sources) or None in node.inputs[: len(sources)]:
+        sources = {i: value for i, value in enumerate(node.inputs[:count]) if value is not None}
+        inputs = {i: found for i, value in sources.items() if (found := self.axes.get(value)) is not None}
+        # With most operators an input that is left out may be followed by none.
+        gap = len(sources) <= max(sources, default=0) and node.op_type not in GAPS
+        if not inputs or len(inputs) < len(sources) or gap:
             raise UnknownError
-        given = [self._shapes.get(value.name) for value in sources]
-        constant = [value in self._constants for value in sources]
+        given = [self._shapes.get(value.name) for value in sources.values()]
+        constant = [value in self._constants for value in sources.values()]
         results = rule(Call(node, inputs, given, constant, self._shapes.get(node.outputs[0].name)))
         for value in node.inputs[count:]:
             self._freeze(value)
@@ -215,8 +216,10 @@ def _matrix_axes(layer: Layer, axes: Mapping[onnx_ir.Value, Axes | None]) -> tup
     index = 1 if layer.kind is not LayerKind.LINEAR or node.inputs[0] is layer.x else 0
     value = node.inputs[index]
     weight = None if value is None else axes.get(value)
-    if weight is None or layer.kind is LayerKind.RECURRENT or (layer.kind is LayerKind.LINEAR and len(weight) > 2):
+    if weight is None or (layer.kind is LayerKind.LINEAR and len(weight) > 2):
         return fixed(layer.out_features), fixed(layer.in_features)
+    if layer.kind is LayerKind.RECURRENT:
+        return merge(weight[:2]), weight[2]
     if layer.kind is LayerKind.CONV:
         outputs, inputs = weight[:2] if layer.op_type == "Conv" else weight[1::-1]
         size = extent(inputs)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from .axes import Axis, cut, extent, fixed, free, freeze, keep_whole, merge, repeated, reshape, tie
 from .constants import small_constant
+from .recurrent import recurrent
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -32,15 +33,17 @@ class Call:
     Attributes:
         node: the node.
         inputs: the axes of the inputs that carry data, as many as `RULES` says; those left out at the end are absent.
+        numbered: the same by the number of the input.
         given: the shapes of these inputs, as far as they are inferred.
         constant: of each of these inputs, whether it is made of initialisers only.
         result: the shape of the output.
     """
 
     def __init__(
-        self, node: onnx_ir.Node, inputs: list[Axes], given: list[Sizes], constant: list[bool], result: Sizes
+        self, node: onnx_ir.Node, numbered: dict[int, Axes], given: list[Sizes], constant: list[bool], result: Sizes
     ) -> None:
-        self.node, self.inputs, self.given, self.constant, self.result = node, inputs, given, constant, result
+        self.node, self.numbered, self.inputs = node, numbered, [*numbered.values()]
+        self.given, self.constant, self.result = given, constant, result
 
     def attribute(self, name: str, default: Any) -> Any:
         """An attribute that has the type of `default`, or `default`."""
@@ -163,7 +166,7 @@ def gemm(call: Call) -> Axes:
 
 
 def conv(call: Call) -> Axes:
-    """One group, or one input channel a group."""
+    """One group, or several, which then move whole."""
     x, weight, *bias = call.inputs
     group = call.attribute("group", 1)
     if len(x) < 3 or len(weight) != len(x) or any(len(axes) != 1 for axes in bias):
@@ -171,8 +174,11 @@ def conv(call: Call) -> Axes:
     channels, outputs = extent(x[1]), extent(weight[0])
     if group == 1:
         _contract(call, x[1], weight[1])
-    elif channels and group == channels and extent(weight[1]) == 1 and outputs is not None and outputs % group == 0:
-        tie(repeated(x[1], outputs // group), weight[0])
+    elif channels and outputs and channels == group * (extent(weight[1]) or 0) and outputs % group == 0:
+        groups = free(group)
+        tie(repeated(groups, channels // group), x[1])
+        tie(repeated(groups, outputs // group), weight[0])
+        freeze(weight[1])
     else:
         raise UnknownError
     for (axis,) in bias:
@@ -476,8 +482,19 @@ _OF_ONE_OUTPUT: dict[str, tuple[Callable[[Call], Axes], int]] = {
     "Upsample": (resize, 1),
 }
 
+
+def _recurrent(call: Call) -> list[Axes]:
+    found = recurrent(call)
+    if found is None:
+        raise UnknownError
+    return found
+
+
+# Operators of which inputs may be left out in front of others.
+GAPS = frozenset({"GRU", "LSTM", "RNN"})
 # To each operator its rule, and how many of its inputs carry data; what it reads besides keeps its order.
 RULES: dict[str, tuple[Rule, int]] = {
     **{name: (_first(rule), count) for name, (rule, count) in _OF_ONE_OUTPUT.items()},
     "Split": (split, 1),
+    **dict.fromkeys(sorted(GAPS), (_recurrent, 8)),
 }

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_ir
 
-from ...ir import SparsecError
+from ...ir import LayerKind, SparsecError
+from ...ir.values.floats import DTYPES
 from ..channels.axes import extent
 from .masks import axis_mask
 from .sizes import resize
@@ -33,6 +34,9 @@ if TYPE_CHECKING:
 
     # Of each dimension the channels that stay, [kept] int64, rising.
     Kept = Mapping[Dimension, NDArray[np.int64]]
+
+# Which input of a recurrent node holds the weights between its units.
+_R = 2
 
 
 def remove(program: Program, channels: Channels, kept: Kept) -> onnx_ir.Model:
@@ -73,6 +77,30 @@ def mask_weights(program: Program, channels: Channels, kept: Kept) -> dict[str, 
             masked[name] = np.zeros_like(weight)
             masked[name][:, columns] = weight[:, columns]
     return masked
+
+
+def mask_recurrence(program: Program, channels: Channels, kept: Kept) -> onnx_ir.Model:
+    """The model with zeros in R, which is no layer's weight, where recurrent layers read units of theirs that go.
+
+    Y = LSTM(X, W, R)   ->   M = Mul(R, [1, 0, 1]), Y = LSTM(X, W, M)
+    """
+    keep, model = _masks(channels, kept), program.model.clone()
+    copies = dict(zip(program.model.graph, [*model.graph], strict=True))
+    for layer in program.layers:
+        weight = layer.nodes[0].inputs[_R] if layer.kind is LayerKind.RECURRENT else None
+        axes = None if weight is None else channels.axes.get(weight)
+        mask = None if axes is None else axis_mask(axes[-1], keep)
+        if mask is not None:
+            node = copies[layer.nodes[0]]
+            name = f"{node.outputs[0].name}.units"
+            ones = onnx_ir.Tensor(mask.astype(DTYPES[layer.dtype]), name=name)
+            value = onnx_ir.Value(name=name, const_value=ones)
+            model.graph.register_initializer(value)
+            masked = onnx_ir.node("Mul", [node.inputs[_R], value])
+            masked.outputs[0].name = f"{name}.masked"
+            model.graph.insert_before(node, masked)
+            node.replace_input_with(_R, masked.outputs[0])
+    return model
 
 
 def layer_indices(

@@ -181,6 +181,12 @@ def _conv(found: Resizing) -> None:
         found.node.attributes["group"] = onnx_ir.AttrInt64("group", int(mask.sum()) // channels)
 
 
+def _recurrent(found: Resizing) -> None:
+    mask = found.read[2][2]
+    if mask is not None:
+        found.node.attributes["hidden_size"] = onnx_ir.AttrInt64("hidden_size", int(mask.sum()))
+
+
 def _size(axis: Axis, mask: NDArray[np.bool_] | None) -> int | None:
     """Places that stay; None where their number is unknown."""
     size = extent(axis)
@@ -216,6 +222,7 @@ _RULES: Mapping[str, Callable[[Resizing], None]] = {
     "Reshape": _reshape,
     "Slice": _slice,
     "Split": _split,
+    **dict.fromkeys(("GRU", "LSTM", "RNN"), _recurrent),
 }
 # The opset in which what were attributes became inputs.
 _INPUTS_SINCE = {"Pad": 11, "Slice": 10, "Split": 13}

@@ -283,6 +283,48 @@ FREE: dict[str, tuple[onnx.ModelProto, list[str]]] = {
         ),
         ["8: a[0] b[0] c[0] / b[0] c[0] y[0]"],
     ),
+    "grouped convolution": (
+        build(
+            "a = Conv(x, A) g = Conv<group=3>(a, G, b) r = Relu(g) y = Conv(r, B)",
+            x="N, 3, 4, 4",
+            y="N,C,H,W",
+            A=(12, 3, 1, 1),
+            G=(6, 4, 1, 1),
+            b=(6,),
+            B=(2, 6, 1, 1),
+        ),
+        ["3: a[0x4] g[0x2] / y[0x2]"],
+    ),
+    "recurrent layer": (
+        build(
+            """a = MatMul(x, A) l, h = GRU<hidden_size=3, linear_before_reset=1>(a, W, R, c) s = Squeeze(l, one)
+            y = MatMul(s, B)""",
+            x="S, N, 6",
+            y="S,N,C",
+            A=(6, 8),
+            W=(1, 9, 8),
+            R=(1, 9, 3),
+            c=(1, 18),
+            B=(3, 2),
+        ),
+        ["8: a[0] / l[0]", "3: l[0] l[3] l[6] / y[0]"],
+    ),
+    "recurrent layer in both directions": (
+        build(
+            """l, h, c = LSTM<hidden_size=3, direction="bidirectional">(x, W, R, b, , h0, c0, p)
+            t = Transpose<perm=[0,2,1,3]>(l) r = Reshape(t, joined) y = MatMul(r, B)""",
+            x="4, 2, 6",
+            y="S,N,C",
+            W=(2, 12, 6),
+            R=(2, 12, 3),
+            b=(2, 24),
+            h0=(2, 2, 3),
+            c0=(2, 2, 3),
+            p=(2, 9),
+            B=(6, 2),
+        ),
+        [f"3: {' '.join(f'l[{3 * k}]' for k in range(8))} / y[0] y[3]"],
+    ),
     "resize": (
         build(
             "a = Conv(x, A) u = Resize(a, , scales) y = Conv(u, B)",
@@ -297,7 +339,8 @@ FREE: dict[str, tuple[onnx.ModelProto, list[str]]] = {
 INTEGERS = {
     "zero": [0], "one": [1], "three": [3], "two": [2, 3], "k": [4, 4], "pads": [0, 2, 0, 0, 0, 2, 0, 0],
     "flat": [-1, 30], "image": [0, 5, 2, 2], "rows": [-1, 8], "image3": [0, 8, -1], "heads": [0, 0, 2, 4],
-    "front": [0, 2], "count": [2], "pairs": [-1, 2], "minus": [-1], "lowest": [-9223372036854775807],
+    "front": [0, 2], "joined": [0, 0, 6], "count": [2], "pairs": [-1, 2], "minus": [-1],
+    "lowest": [-9223372036854775807],
 }  # fmt: skip
 for _model, _ in FREE.values():
     with_integers(_model, **INTEGERS)
@@ -329,12 +372,9 @@ FROZEN: dict[str, onnx.ModelProto] = {
     "head split": build(
         "a = MatMul(x, A) h = Reshape(a, heads) t = Transpose<perm=[0,2,1,3]>(h) s = ReduceSum(t, front) "
         "y = MatMul(s, B)", x="N, S, 6", A=(6, 8), B=(4, 3)),
-    "grouped convolution": build(
-        "a = Conv(x, A) g = Conv<group=2>(a, G) y = Conv(g, B)", x="N, 3, 4, 4", y="N,C,H,W", A=(4, 3, 1, 1),
-        G=(4, 2, 1, 1), B=(2, 4, 1, 1)),
-    "recurrent layer": build(
-        "a = MatMul(x, A) l, h = GRU<hidden_size=2>(a, W, R) y = Squeeze(l, one)", x="S, N, 6", y="S, N, C", A=(6, 8),
-        W=(1, 6, 8), R=(1, 6, 2)),
+    "recurrent layer that was not made for inference": build(
+        "a = MatMul(x, A) l, h = GRU<hidden_size=2, layout=1>(a, W, R) y = Squeeze(h, one)", x="N, S, 6", y="N, C",
+        A=(6, 8), W=(1, 6, 8), R=(1, 6, 2)),
     "local response": build(
         "a = Conv(x, A) n = LRN<size=3>(a) y = Conv(n, B)", x="N, 3, 4, 4", y="N,C,H,W", A=(4, 3, 1, 1),
         B=(2, 4, 1, 1)),

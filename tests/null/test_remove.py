@@ -17,14 +17,13 @@ from test_permute import FREE, LIGHT, SMALL, light
 from sparsec.compiler.frontend import find_layers, read
 from sparsec.compiler.frontend.constants import Constants
 from sparsec.compiler.frontend.weights import from_matrix, weight_index
-from sparsec.ir import SparsecError
+from sparsec.ir import Program, SparsecError
 from sparsec.passes.channels import find_channels
-from sparsec.passes.remove import layer_indices, mask_weights, removable, remove
+from sparsec.passes.remove import layer_indices, mask_recurrence, mask_weights, removable, remove
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from sparsec.ir import Program
     from sparsec.passes.channels import Channels, Dimension
 
     Array = NDArray[Any]
@@ -43,7 +42,9 @@ def random_kept(dimensions: tuple[Dimension, ...], seed: int) -> dict[Dimension,
 
 def masked(program: Program, channels: Channels, kept: dict[Dimension, Array]) -> onnx_ir.Model:
     """The program's model with zeros in the weights that read what goes; of weights of any type."""
-    model = program.model.clone()
+    model = mask_recurrence(program, channels, kept)
+    program = Program(model, find_layers(model))
+    model = model.clone()
     copies = dict(zip(program.model.graph, model.graph, strict=True))
     indices = layer_indices(program, channels, kept)
     for number, layer in enumerate(program.layers):
