@@ -12,7 +12,7 @@ from ..exporter import session_source
 from ..plan import check_names
 from ..report import FrontierPoint
 from .decisions import removal_decision
-from .removal import Removal
+from .removal import Removal, Smaller
 from .work import Work, uses
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ..budget.judge import Judge
     from ..context import Context
     from ..probe import Workload
-    from .removal import Kept, Smaller
+    from .removal import Kept
 
 # Shares of the multiplications that the points of a frontier aim at.
 POINTS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
@@ -129,48 +129,58 @@ class _Search:
         kept = [removal.at(share, self._work) for share in POINTS]
         distinct = [one for i, one in enumerate(kept) if all(_differ(one, other) for other in kept[:i])]
         context.progress.start("measuring the frontier", len(distinct))
-        points = [self._point(one) for one in distinct]
-        self.points = sorted((p for p in points if p.speedup >= MODEL_MARGIN), key=lambda point: point.speedup)
+        self.points = [self._point(one) for one in distinct]
+        self._fast = [i for i, point in enumerate(self.points) if point.speedup >= MODEL_MARGIN]
+        self._made: dict[int, Smaller] = {}
 
     def result(self) -> Removed:
         """The point within the budget, fitted to the data; the program as it came where there is none."""
-        config, removal = self._context.config, self._removal
-        chosen: Smaller | None = None
-        missed = ""
-        if config.pick is not None:
-            if config.pick:
-                chosen = removal.make(self.points[min(config.pick, len(self.points)) - 1].kept) if self.points else None
-        elif config.speedup is not None:
-            wanted = config.speedup
-            enough = [point for point in self.points if point.speedup >= wanted] or self.points[-1:]
-            chosen = removal.make(enough[0].kept) if enough else None
-            if not enough or enough[0].speedup < wanted:
-                missed = f"{wanted:g}x the speed was not reached without channels"
-                missed += f", {enough[0].speedup:.2f}x was: this is the fastest that was found." if enough else "."
-        else:
-            chosen = self._within_limit()
-            if chosen is None:
-                missed = _nothing(removal, self._context)
-        at = next((i for i, point in enumerate(self.points) if chosen and point.kept is chosen.kept), None)
+        removal = self._removal
+        at, missed = self._choose()
         frontier = self._report(at)
-        if chosen is None or at is None:
+        if at is None:
             return Removed(removal.program, None, removal, frontier=frontier, missed=missed)
-        timings, share = self.points[at].timings, removal.weights().gone(chosen.kept)
-        return Removed(chosen.program, chosen.masked, removal, share, timings, frontier, missed)
+        smaller, point = self._make(at), self.points[at]
+        share = removal.weights().gone(point.kept)
+        return Removed(smaller.program, smaller.masked, removal, share, point.timings, frontier, missed)
 
-    def _within_limit(self) -> Smaller | None:
-        """The fastest point whose metric holds once it is fitted: by halves, as more gone is rarely better."""
+    def _choose(self) -> tuple[int | None, str]:
+        """The number of a point, and which target it misses."""
+        config = self._context.config
+        if config.pick is not None:
+            at = min(config.pick, len(self.points)) - 1
+            slow = at >= 0 and at not in self._fast
+            return (at, "") if at in self._fast else (None, f"point {at + 1} is slower than dense." if slow else "")
+        if config.speedup is None:
+            found = self._within_limit()
+            return found, "" if found is not None else _nothing(self._removal, self._context)
+        enough = [i for i in self._fast if self.points[i].speedup >= config.speedup]
+        if enough:
+            return enough[0], ""
+        missed = f"{config.speedup:g}x the speed was not reached"
+        if not self._fast:
+            return None, f"{missed}: no smaller model is faster, and the artifact is the model as it came."
+        fastest = max(self._fast, key=lambda i: self.points[i].speedup)
+        return fastest, f"{missed}, {self.points[fastest].speedup:.2f}x was: this is the fastest that was found."
+
+    def _within_limit(self) -> int | None:
+        """The fastest whose metric holds once it is fitted: by halves, as more gone is rarely better."""
         judge = self._removal.judge
         assert judge is not None, "a budget needs data"
-        best, low, high = None, 0, len(self.points)
+        best, low, high = None, 0, len(self._fast)
         while low < high:
             middle = (low + high) // 2
-            smaller = self._removal.make(self.points[middle].kept)
-            if smaller.value is not None and judge.allows(smaller.value):
-                best, low = smaller, middle + 1
+            value = self._make(self._fast[middle]).value
+            if value is not None and judge.allows(value):
+                best, low = self._fast[middle], middle + 1
             else:
                 high = middle
         return best
+
+    def _make(self, at: int) -> Smaller:
+        if at not in self._made:
+            self._made[at] = self._removal.make(self.points[at].kept)
+        return self._made[at]
 
     def _point(self, kept: Kept) -> _Point:
         smaller = self._removal.make(kept, fitted=False)

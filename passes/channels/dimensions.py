@@ -21,7 +21,8 @@ from onnx_ir.passes.common import ShapeInferencePass
 
 from ...ir import LayerKind
 from .axes import Axis, Segment, explain, extent, fixed, free, freeze, leaves, merge, repeated
-from .operators import GAPS, RULES, Axes, Call, Sizes, UnknownError
+from .call import Axes, Call, Sizes, UnknownError
+from .operators import GAPS, RULES
 
 if TYPE_CHECKING:
     import onnx_ir

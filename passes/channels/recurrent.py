@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from .axes import Axis, extent, fixed, freeze, keep_whole, tie
-
-if TYPE_CHECKING:
-    from .operators import Axes, Call
+from .call import Axes, Call, UnknownError
 
 # Inputs by their numbers: X [steps, batch, in], W [directions, gates · hidden, in], R [directions, gates · hidden,
 # hidden], B [directions, 2 · gates · hidden], lengths, first states [directions, batch, hidden], P [directions, 3 ·
@@ -16,19 +12,19 @@ B, LENGTHS, H0, C0, P = 3, 4, 5, 6, 7
 PEEPHOLES = 3
 
 
-def recurrent(call: Call) -> list[Axes] | None:
+def recurrent(call: Call) -> list[Axes]:
     """Units keep one order in all gates, both sides of R, and the states; all directions share it.
 
     Returns:
-        The axes of Y, Y_h and Y_c; None where the inputs are not as ONNX has them.
+        The axes of Y, Y_h and Y_c.
     """
     found = call.numbered
     if any(len(found.get(i, ())) != 3 for i in range(3)) or call.attribute("layout", 0):
-        return None
+        raise UnknownError
     x, w, r = (found[i] for i in range(3))
     hidden, size = r[2], extent(r[2])
     if not size or extent(w[1]) != extent(r[1]) or (extent(w[1]) or 0) % size:
-        return None
+        raise UnknownError
     gates = (extent(w[1]) or 0) // size
     tie(x[2], w[2])
     if not call.constant[1]:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from ..channels.axes import Axis
-    from ..channels.operators import Axes
+    from ..channels.call import Axes
     from .masks import Keep
 
 
