@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from ...ir import Layer
     from ...passes.channels import Dimension, Place
-    from ..calibration import Calibration
+    from ...passes.solve import Statistics
 
 # Channels stay by so many: ONNX Runtime's convolutions on CPUs work on blocks of 16 outputs. Of 64 channels 52 took as
 # long as 64 and 48 three quarters, 36 as long as 48, and 33 or 30 more than the next 16 above; of 16 only 8 were no
@@ -57,16 +57,17 @@ def counts(dimension: Dimension, layers: Mapping[str, Layer]) -> list[int]:
 
 
 def removal_order(
-    dimension: Dimension, layers: Mapping[str, Layer], calibration: Calibration | None
+    dimension: Dimension, layers: Mapping[str, Layer], known: Mapping[str, Statistics] | None
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """The channels in the order in which they go, and what is lost when each goes.
 
-    With data by the loss of all layers that read them (`coupled_order`). Without, by the share that their columns have
-    of the squared norm of these layers times the share of their rows in those that make them: a product, because what
-    is multiplied in one and divided in the other changes nothing.
+    Where statistics are known, by the loss of all layers that read them (`coupled_order`). Without data by the share
+    that their columns have of the squared norm of these layers times the share of their rows in those that make them: a
+    product, because what is multiplied in one and divided in the other changes nothing.
     """
-    if calibration is not None and dimension.columns:
-        readers = [_reader(name, dimension, layers, calibration) for name in _names(dimension.columns)]
+    if known is not None and dimension.columns:
+        names = _names(dimension.columns)
+        readers = [Reader(layers[name].weight, columns_of(name, dimension), known.get(name)) for name in names]
         return coupled_order([*readers, *_units(dimension, layers)])
     scores = _shares(dimension.columns, dimension, layers) * _shares(dimension.rows, dimension, layers)
     order = np.argsort(scores, kind="stable")
@@ -77,12 +78,6 @@ def columns_of(name: str, dimension: Dimension) -> NDArray[np.int64]:
     """[channels, repeat] the inputs of a layer that each channel is."""
     places = [place for place in dimension.columns if place.name == name]
     return np.concatenate([_spread(place, dimension.size) for place in places], axis=1)
-
-
-def _reader(name: str, dimension: Dimension, layers: Mapping[str, Layer], calibration: Calibration) -> Reader:
-    statistics = calibration.statistics.get(name, ())
-    known = statistics[0] if len(statistics) == 1 else None
-    return Reader(layers[name].weight, columns_of(name, dimension), known)
 
 
 def _units(dimension: Dimension, layers: Mapping[str, Layer]) -> Iterator[Reader]:

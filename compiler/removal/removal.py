@@ -13,12 +13,12 @@ from ...ir import LayerKind, Program
 from ...passes.allocate import Choice, allocate
 from ...passes.channels import find_channels
 from ...passes.remove import layer_indices, mask_recurrence, mask_weights, removable, remove
-from ...passes.solve import least_squares
+from ...passes.solve import Statistics, least_squares
 from ..budget.data import open_data
 from ..budget.judge import Judge
 from ..budget.sensitivity import error_meter
-from ..calibration import Samples, Weights, gather, has_rows, repair
-from ..exporter import export, session_source
+from ..calibration import Samples, Weights, covariance, gather, has_rows, repair
+from ..exporter import bias_place, export, session_source
 from ..frontend import find_layers
 from ..frontend.constants import OVERRIDABLE_FROM_IR
 from ..machine import Cpu
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 
     from ...passes.channels import Dimension
     from ..budget.sensitivity import Model
-    from ..calibration import Calibration
     from ..context import Context
     from ..machine import Machine
 
@@ -89,7 +88,8 @@ class Removal:
         self._dimensions = [d for d in found.dimensions if counts(d, self._layers) and not self._excepted(d)]
         self.judge: Judge | None = None
         self.samples: Samples | None = None
-        self._calibration: Calibration | None = None
+        self._known: dict[str, Statistics] | None = None
+        self._means: dict[str, NDArray[np.float64]] = {}
         if context.config.calib is not None:
             self._open()
         self.cuts: dict[Dimension, tuple[Cut, ...]] = self._measured()
@@ -105,7 +105,7 @@ class Removal:
         Without data about the same share of every dimension: norms of different layers are not on one scale.
         """
         low, high = 0.0, 1.0
-        pick = self._evenly if self._calibration is None else self._allocated(work)
+        pick = self._evenly if self.samples is None else self._allocated(work)
         if work.gone(pick(high)) < share:
             return pick(high)
         for _ in range(HALVINGS):
@@ -137,8 +137,16 @@ class Removal:
         names = {place.name for dimension in self._dimensions for place in dimension.columns}
         readers = [layer for layer in self.program.layers if layer.name in names]
         progress.start("running the calibration data", len(samples.runs))
-        known = [layer for layer in readers if has_rows(layer)]
-        self._calibration = gather(self.program, known, samples, self._machine, folder, self._threads, progress.advance)
+        seen = [layer for layer in readers if has_rows(layer)]
+        found = gather(self.program, seen, samples, self._machine, folder, self._threads, progress.advance)
+        self._known = {}
+        for layer in seen:
+            statistics, mean = found.statistics[layer.name][0], found.means[layer.name][0]
+            if bias_place(layer) is not None:
+                # The bias makes good what the means do.
+                moment = statistics.hessian - np.diag(statistics.ridge)
+                statistics, self._means[layer.name] = Statistics.of(covariance(moment, mean)), mean
+            self._known[layer.name] = statistics
         separate = config.eval_data is not None
         self.judge = Judge(self._model(self.program), samples, held_back, separate, config.metric, config.drop_limit)
 
@@ -151,14 +159,14 @@ class Removal:
         progress = self._context.progress
         progress.start("ordering channels", len(self._dimensions))
         orders = {}
-        work = each(lambda d: removal_order(d, self._layers, self._calibration), self._dimensions, self._threads)
+        work = each(lambda d: removal_order(d, self._layers, self._known), self._dimensions, self._threads)
         for dimension, (order, losses) in zip(self._dimensions, work, strict=True):
             orders[dimension] = [
                 Cut(np.sort(order[dimension.size - count :]), float(losses[: dimension.size - count].sum()))
                 for count in counts(dimension, self._layers)
             ]
             progress.advance()
-        if self._calibration is None or self.samples is None:
+        if self.samples is None:
             return {dimension: tuple(cuts) for dimension, cuts in orders.items()}
         progress.start("measuring errors", len(orders))
         meter = error_meter(self._model(self.program), self.samples, sum(map(len, orders.values())))
@@ -198,13 +206,18 @@ class Removal:
         stay = layer_indices(self.program, self.channels, kept)
 
         def solve(name: str) -> Weights:
-            statistics = () if self._calibration is None else self._calibration.statistics.get(name, ())
-            if len(statistics) != 1:
+            statistics, layer = (self._known or {}).get(name), self._layers[name]
+            if statistics is None:
                 return Weights(masked[name])
             mask = np.zeros(masked[name].shape, np.bool_)
             mask[:, stay[name][1]] = True
-            weight = least_squares(self._layers[name].weight.astype(np.float64), mask, statistics[0])
-            return Weights(weight.astype(np.float32))
+            dense = layer.weight.astype(np.float64)
+            weight = least_squares(dense, mask, statistics)
+            if name not in self._means:
+                return Weights(weight.astype(np.float32))
+            own = np.zeros(layer.out_features) if layer.bias is None else layer.bias
+            bias = own + (dense - weight) @ self._means[name]
+            return Weights(weight.astype(np.float32), bias.astype(np.float32))
 
         return dict(zip(masked, each(solve, list(masked), self._threads), strict=True))
 
