@@ -45,7 +45,7 @@ from sparsec.models import BUILDERS
 RESULTS = Path(__file__).parent / "results" / "structured.json"
 SHARES = (0.3, 0.5)
 BATCHES = (1, 16)
-PAIRS = 21
+PAIRS = 11
 Row = dict[str, Any]
 
 

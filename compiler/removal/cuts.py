@@ -25,7 +25,7 @@ STEPS = {LayerKind.CONV: ((32, 16), (16, 8)), LayerKind.LINEAR: ((16, 8),), Laye
 # Of smaller dimensions.
 LEAST_STEP = 4
 # Shares of a dimension that are tried.
-MOST_CUTS = 10
+MOST_CUTS = 8
 
 
 @dataclass(frozen=True, eq=False)

@@ -93,7 +93,7 @@ def mask_recurrence(program: Program, channels: Channels, kept: Kept) -> onnx_ir
         if mask is not None:
             node = copies[layer.nodes[0]]
             name = f"{node.outputs[0].name}.units"
-            ones = onnx_ir.Tensor(mask.astype(DTYPES[layer.dtype]), name=name)
+            ones = onnx_ir.Tensor(mask.astype(DTYPES.get(layer.dtype, layer.dtype)), name=name)
             value = onnx_ir.Value(name=name, const_value=ones)
             model.graph.register_initializer(value)
             masked = onnx_ir.node("Mul", [node.inputs[_R], value])

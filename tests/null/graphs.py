@@ -112,6 +112,22 @@ class Net:
     def do_depthwise(self, x: str, c: int, pick: int) -> tuple[str, int]:
         return self.conv(x, c, c * (1 + pick % 2), 3, group=c), c * (1 + pick % 2)
 
+    def do_grouped(self, x: str, c: int, pick: int) -> tuple[str, int]:
+        group = next(g for g in (3, 2, 1) if c % g == 0)
+        return self.conv(x, c, group * (1 + pick % 3), 3, group=group), group * (1 + pick % 3)
+
+    def do_recurrent(self, x: str, c: int, pick: int) -> tuple[str, int]:
+        # Rows as steps, columns as samples: [4, 8, C] in, [4, D, 8, H] out.
+        kind, gates = (("LSTM", 4), ("GRU", 3), ("RNN", 1))[pick % 3]
+        units, ways = 3, 1 + pick % 2
+        steps = self.node("Reshape", self.node("Transpose", x, perm=[2, 0, 3, 1]), self.ints(4, 8, c))
+        w, r = self.constant(ways, gates * units, c), self.constant(ways, gates * units, units)
+        direction = "bidirectional" if ways == 2 else "forward"
+        bias = self.constant(ways, 2 * gates * units)
+        y = self.node(kind, steps, w, r, bias, hidden_size=units, direction=direction)
+        turned = self.node("Reshape", self.node("Transpose", y, perm=[0, 2, 1, 3]), self.ints(4, 2, 4, ways * units))
+        return self.node("Transpose", turned, perm=[1, 3, 0, 2]), ways * units
+
     def do_relu(self, x: str, c: int, pick: int) -> str:
         return self.node(("Relu", "Tanh", "Identity", "Sigmoid")[pick % 4], x)
 
