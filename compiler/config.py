@@ -22,6 +22,8 @@ from .healing import Limit, parse_limit
 TINY_WEIGHTS = 16_384
 # Samples of calibration data that say enough of the layers.
 SAMPLES = 256
+# The pattern that leaves whole channels out of the model, instead of zeros in it.
+STRUCTURED = "structured"
 # The pattern where "auto" finds no better one: one vector of outputs; two inputs deep where products are of bfloat16,
 # four where they are of integers.
 PATTERN, PAIR_PATTERN, INTEGER_PATTERN = "group:16", "block:16x2", "block:16x4"
@@ -46,7 +48,8 @@ class CompileConfig(BaseModel):
         pattern: the shape of sparsity that pruning makes: "block:RxC" or "group:g"; with `calib` several, separated by
             commas, of which each layer gets one. "auto" is `PATTERN`, `PAIR_PATTERN` or `INTEGER_PATTERN`; with
             `speedup` or `max_drop` the narrowest that this machine runs nearly as fast as the fastest. Zeros that are
-            already there keep their own shape.
+            already there keep their own shape. "structured", by itself: no zeros, but channels left out of the model;
+            `sparsity` is then the share of the weights that goes, of the layers that can get smaller.
         values: what the weights of sparse operators are stored as: "fp32", "bf16", "fp16", "int8", "int8:G",
             "codebook16" or "codebook256"; with `speedup` or `max_drop` several, separated by commas, of which each
             layer gets one. Layers of 16-bit models keep their type. Weights of layers that stay dense are stored in a
@@ -126,8 +129,8 @@ class CompileConfig(BaseModel):
     @field_validator("pattern")
     @classmethod
     def _known_pattern(cls, text: str) -> str:
-        if text.strip().lower() == AUTO:
-            return AUTO
+        if text.strip().lower() in (AUTO, STRUCTURED):
+            return text.strip().lower()
         try:
             return ",".join(str(parse_pattern(part.strip())) for part in text.split(","))
         except UsageError as error:
@@ -179,6 +182,11 @@ class CompileConfig(BaseModel):
         if self.multiplies_integers:
             return (INTEGER_PATTERN,)
         return (PAIR_PATTERN if self.activations == "bf16" else PATTERN,)
+
+    @property
+    def structured(self) -> bool:
+        """Whether channels are left out."""
+        return self.pattern == STRUCTURED
 
     @property
     def multiplies_integers(self) -> bool:

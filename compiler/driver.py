@@ -21,7 +21,7 @@ from ..passes.solve import AUTO
 from . import artifact
 from .budget import PLANNED, Fitting, Search, with_pattern
 from .calibration import has_rows
-from .config import CompileConfig
+from .config import PATTERN, CompileConfig
 from .context import Context, Progress, Silent, make_context
 from .decide import dense_decision
 from .dense_int8 import statically_quantized
@@ -32,6 +32,7 @@ from .machine import Cpu, Machine
 from .outcome import Outcome, decide
 from .plan import Candidate, Plan, make_plan, with_weights
 from .probe import Workload, probe
+from .removal import Removed, remove_channels
 from .report import DenseInt8, Fidelity, Quality, Report, SurveyPoint, Verification
 from .runtime import run_session
 
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
     import onnx_ir
     from numpy.typing import NDArray
 
-    from ..ir import Program
+    from ..ir import Program, Timing
     from .budget import Chosen
 
 # Sparsities that the survey of a dense model measures.
@@ -73,8 +74,10 @@ def compile(
     try:
         _check(config)
         context = make_context(config, Path(scratch.name), progress or Silent())
-        # Step 1. Read the model and find its layers.
-        program = read(model)
+        # Step 1. Read the model and find its layers. `structured` leaves channels out; the rest goes on as any model.
+        dense = read(model)
+        removed = _remove_channels(dense, context)
+        program, context = (dense, context) if removed is None else (removed.program, _as_it_is(context))
         # Step 2. Choose which layers are pruned, by norm.
         plan = _plan(program, context)
         # Step 3. Run the model once: which shapes reach its layers.
@@ -93,38 +96,42 @@ def compile(
             weights = _Weights.of(attempt.plan, outcome, config)
             out, stored = _write(source if outcome.ops or weights.dense else program, outcome, weights, context)
             # Step 7. Run it against the dense model with the same weights, and against the one that came.
-            verification = _verify(source, outcome, weights, workload, context)
-            fidelity, quality = _judge(fitting, outcome, context)
+            verification = _verify(source, outcome, weights, removed, workload, context)
+            data = fitting if fitting is not None else removed
+            fidelity, quality = _judge(data, outcome, context)
             if search is None or not search.next(outcome.timings, quality):
                 break
-        dense_int8 = _dense_int8(program, fitting, workload, context)
+        dense_int8 = _dense_int8(dense, data, workload, context)
         # Step 8. For what is dense, measure what pruning would bring.
         survey = _survey(program, attempt.plan.candidates, workload, context)
         # Step 9. Tell everything.
         decisions = _decisions(program, attempt.plan.reasons, outcome, weights, stored)
-        data_notes = () if fitting is None else fitting.notes
+        if removed is not None:
+            decisions = removed.decisions(dense, decisions)
+        notes = _notes(decisions, attempt.plan.candidates, workload, outcome, context)
         report = Report(
-            model=program.source.name if program.source else "",
+            model=dense.source.name if dense.source else "",
             target=str(context.target),
             threads=config.thread_count,
             batch=workload.batches,
             decisions=decisions,
-            timings=outcome.timings,
+            timings=outcome.timings if removed is None else _timings(dense, removed, outcome, workload, context),
             survey=survey,
             verification=verification,
             fidelity=fidelity,
             quality=quality,
             healing=attempt.chosen.healing if attempt.chosen is not None else None,
-            frontier=() if search is None else search.report(),
+            frontier=search.report() if search is not None else removed.frontier if removed is not None else (),
             dense_int8=dense_int8,
             reordered=None if fitting is None else fitting.reordered,
-            missed="" if search is None else search.missed,
-            notes=(*data_notes, *_notes(decisions, attempt.plan.candidates, workload, outcome, context)),
-            bytes_before=program.nbytes,
+            removed=None if removed is None else removed.share,
+            missed=search.missed if search is not None else removed.missed if removed is not None else "",
+            notes=notes if data is None else (*data.notes, *notes),
+            bytes_before=dense.nbytes,
             bytes_after=sum(p.stat().st_size for p in out.iterdir() if p.name != artifact.LIBRARY),
             seconds=time.perf_counter() - start,
         )
-        _describe(out, report, outcome, context)
+        _describe(out, report, outcome, context, config)
         if (context.folder / artifact.SOLUTIONS).exists():
             (context.folder / artifact.SOLUTIONS).rename(out / artifact.SOLUTIONS)
         return CompiledModel(report, scratch)
@@ -192,6 +199,8 @@ def _check(config: CompileConfig) -> None:
         raise UsageError("--heal: nothing is pruned that could be trained; add --sparsity, such as 0.5, or a budget")
     if config.pick is not None and not config.budgeted:
         raise UsageError("--pick chooses a point of the frontier of --speedup or --max-drop: add the one it came from")
+    if config.structured:
+        _check_structured(config)
     wanted = Floats("bfloat16") if config.activations == "bf16" else Int8()
     if config.activations != "auto" and wanted not in config.kinds:
         raise UsageError(
@@ -218,6 +227,44 @@ def _check(config: CompileConfig) -> None:
     for option, given in needing.items():
         if given:
             raise UsageError(f"{option} needs calibration data: add --calib DATA")
+
+
+def _check_structured(config: CompileConfig) -> None:
+    """Refuse what goes with zeros in weights only."""
+    if config.sparsity is None and not config.budgeted:
+        raise UsageError(
+            "--pattern structured: say how much of the model goes: --sparsity, such as 0.3 of the weights, or with "
+            "--calib --speedup, such as 1.5, or --max-drop, such as 1%"
+        )
+    for name, share in config.layer_sparsity:
+        if share:
+            raise UsageError(
+                f"--sparsity {name}={share:g}: with --pattern structured {name}=0 keeps a layer's outputs, "
+                "other shares are for the whole model"
+            )
+    for option, given in (
+        (f"--values {config.values}", config.quantizes),
+        (f"--method {config.method}", config.method != AUTO),
+        ("--prune-all", config.prune_all),
+        ("--heal", config.heal is not None),
+    ):
+        if given:
+            raise UsageError(f"{option} is for weights with zeros; --pattern structured leaves whole channels out")
+
+
+def _remove_channels(program: Program, context: Context) -> Removed | None:
+    """What is left without some channels; None unless the pattern asks for that."""
+    if not context.config.structured:
+        return None
+    workload = probe(program, context.config, context.folder, context.machine)
+    return remove_channels(program, workload, context)
+
+
+def _as_it_is(context: Context) -> Context:
+    """For what is left: no weight changes any more."""
+    nothing = {"pattern": PATTERN, "sparsity": None, "layer_sparsity": (), "speedup": None, "max_drop": None}
+    config = context.config.model_copy(update={**nothing, "pick": None, "survey": False})
+    return dataclasses.replace(context, config=config)
 
 
 def _plan(program: Program, context: Context) -> Plan:
@@ -270,18 +317,35 @@ def _dense_times(program: Program, workload: Workload, context: Context) -> tupl
     return tuple(machine.compare(first, second, feeds).dense_us for feeds in workload.feeds.values())
 
 
-def _judge(fitting: Fitting | None, outcome: Outcome, context: Context) -> tuple[Fidelity | None, Quality | None]:
+def _judge(
+    data: Fitting | Removed | None, outcome: Outcome, context: Context
+) -> tuple[Fidelity | None, Quality | None]:
     """The artifact's outputs on data that no weight was fitted to."""
     machine = _checker(outcome, context)
-    if fitting is None or machine is None:
+    if data is None or data.judge is None or machine is None:
         return None, None
     folder = context.folder / "artifact"
     session = machine.open(folder / artifact.MODEL, folder / artifact.LIBRARY)
     names = [output.name for output in session.get_outputs()]
-    return fitting.judge.quality(lambda feeds: dict(zip(names, run_session(session, feeds), strict=True)))
+    return data.judge.quality(lambda feeds: dict(zip(names, run_session(session, feeds), strict=True)))
 
 
-def _dense_int8(program: Program, fitting: Fitting | None, workload: Workload, context: Context) -> DenseInt8 | None:
+def _timings(
+    dense: Program, removed: Removed, outcome: Outcome, workload: Workload, context: Context
+) -> tuple[Timing, ...]:
+    """The model as it came against the artifact without some of its channels."""
+    machine = context.machine
+    if not outcome.ops or machine is None:
+        return removed.timings
+    folder = context.folder / "artifact"
+    before = machine.open(session_source(dense.model, context.folder))
+    after = machine.open(folder / artifact.MODEL, folder / artifact.LIBRARY)
+    return tuple(machine.compare(before, after, feeds).timing(batch, batch) for batch, feeds in workload.feeds.items())
+
+
+def _dense_int8(
+    program: Program, data: Fitting | Removed | None, workload: Workload, context: Context
+) -> DenseInt8 | None:
     """What a user could have instead, where it was asked for."""
     machine = context.machine
     if context.config.dense_baseline == "fp32" or machine is None or not workload.feeds:
@@ -290,7 +354,8 @@ def _dense_int8(program: Program, fitting: Fitting | None, workload: Workload, c
         return DenseInt8((), None, "the model is quantised already: its own form is the baseline")
     context.progress.start("quantising the dense model", None)
     dense = session_source(program.model, context.folder)
-    runs = [*workload.feeds.values()] if fitting is None else fitting.runs
+    judged = data is not None and data.judge is not None
+    runs = data.runs if data is not None and judged else [*workload.feeds.values()]
     try:
         source = statically_quantized(dense, runs, context.folder)
         session = machine.open(source)
@@ -299,9 +364,9 @@ def _dense_int8(program: Program, fitting: Fitting | None, workload: Workload, c
     before = machine.open(dense)
     compared = [machine.compare(before, session, feeds) for feeds in workload.feeds.values()]
     metric = None
-    if fitting is not None:
+    if data is not None and data.judge is not None:
         names = [output.name for output in session.get_outputs()]
-        metric = fitting.judge.compare(lambda feeds: dict(zip(names, run_session(session, feeds), strict=True)))[1]
+        metric = data.judge.compare(lambda feeds: dict(zip(names, run_session(session, feeds), strict=True)))[1]
     return DenseInt8(tuple(one.speedup for one in compared), metric)
 
 
@@ -359,10 +424,11 @@ def _verify(
     program: Program,
     outcome: Outcome,
     weights: _Weights,
+    removed: Removed | None,
     workload: Workload,
     context: Context,
 ) -> Verification | None:
-    """The largest difference between the artifact and the dense model with the same weights.
+    """The largest difference between the artifact and the dense model with the same weights, zeros for what is gone.
 
     Raises:
         SparsecError: they differ by more than rounding.
@@ -371,7 +437,10 @@ def _verify(
     if not workload.feeds or machine is None:
         return None
     masked = {name: op.matrix.to_dense() for name, op in outcome.ops.items()}
-    reference = export(program, {}, {**masked, **weights.dense}, weights.biases, outcome.ops)
+    if removed is not None and removed.masked is not None:
+        reference = removed.masked  # what became sparse besides kept its zeros
+    else:
+        reference = export(program, {}, {**masked, **weights.dense}, weights.biases, outcome.ops)
     session = machine.open(session_source(reference, context.folder))
     feeds = next(iter(workload.feeds.values()))
     expected = run_session(session, feeds)
@@ -474,7 +543,7 @@ def _notes(
     return tuple(notes)
 
 
-def _describe(out: Path, report: Report, outcome: Outcome, context: Context) -> None:
+def _describe(out: Path, report: Report, outcome: Outcome, context: Context, config: CompileConfig) -> None:
     """Write report.json and manifest.json."""
     from importlib.metadata import version
 
@@ -484,7 +553,7 @@ def _describe(out: Path, report: Report, outcome: Outcome, context: Context) -> 
         "versions": {name: version(name) for name in packages},
         "target": report.target,
         "requires": list(context.target.cpu.requires),
-        "config": context.config.model_dump(mode="json", exclude=_LOCAL),
+        "config": config.model_dump(mode="json", exclude=_LOCAL),
         "kernels": [
             {
                 "name": kernel.name,

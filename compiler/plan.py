@@ -99,7 +99,7 @@ def make_plan(program: Program, config: CompileConfig, target: Target | None = N
     Raises:
         UsageError: a sparsity was asked for by a name that no layer has.
     """
-    _check_names(program, config)
+    check_names(program, config)
     candidates: dict[str, Candidate] = {}
     reasons: dict[str, str] = {}
     pruned: dict[str, Pruned] = {}
@@ -152,7 +152,12 @@ def with_weights(
     return Plan(candidates, reasons, pruned)
 
 
-def _check_names(program: Program, config: CompileConfig) -> None:
+def check_names(program: Program, config: CompileConfig) -> None:
+    """Refuse a sparsity for layers that are not there.
+
+    Raises:
+        UsageError: no layer has such a name.
+    """
     names = [layer.name for layer in program.layers]
     for glob, _ in config.layer_sparsity:
         if names and not any(fnmatchcase(name, glob) for name in names):

@@ -159,6 +159,8 @@ class Report:
         dense_int8: None unless `dense_baseline` asks for it.
         reordered: which share of the saliency (weights squared times inputs squared) the blocks keep before and after
             channels were reordered; None where they were not.
+        removed: with the pattern "structured" the share of the weights that is gone, of the layers that can get
+            smaller; None with others.
         missed: which target was not reached and what stood in the way, or "".
         notes: what a user should know and no table shows: a warning a sentence.
         bytes_before, bytes_after: sizes of the models, external data included.
@@ -178,6 +180,7 @@ class Report:
     healing: Healing | None = None
     frontier: tuple[FrontierPoint, ...] = ()
     dense_int8: DenseInt8 | None = None
+    removed: float | None = None
     missed: str = ""
     reordered: tuple[float, float] | None = None
     notes: tuple[str, ...] = field(default=())
@@ -189,6 +192,11 @@ class Report:
     def sparse_layers(self) -> int:
         """Layers that run as sparse operators."""
         return sum(decision.choice == "sparse" for decision in self.decisions)
+
+    @property
+    def smaller_layers(self) -> int:
+        """Layers from which channels were left out."""
+        return sum(decision.shape_after is not None for decision in self.decisions)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, ready for JSON."""

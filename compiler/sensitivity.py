@@ -97,6 +97,8 @@ def sensitivity(
     """
     if config.calib is None:
         raise UsageError("sensitivity needs calibration data: add --calib DATA")
+    if config.structured:
+        raise UsageError("sensitivity prunes one layer at a time, and channels belong to several: leave structured out")
     with tempfile.TemporaryDirectory(prefix="sparsec-") as folder:
         context = make_context(config, Path(folder), progress or Silent())
         program = read(model)

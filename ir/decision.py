@@ -33,7 +33,7 @@ class Decision:
 
     Attributes:
         layer: name; `op_type` and `kind` as found; `shape` is (out, in).
-        choice: "sparse" or "dense".
+        choice: "sparse", "dense", or "smaller": dense without some channels.
         reason: one clause in words, such as "1.2x slower at batch 128" or "a convolution; no sparse operator yet".
         pattern: as text, "" where none was tried.
         values: what the weight is stored as, "" for as it came; `inputs` is what it meets: "float", or codes of 8
@@ -42,7 +42,8 @@ class Decision:
         bytes_dense, bytes_sparse: sizes of the weight as it came and as it is packed; 0 where it was never packed.
         schedule: the kernel's schedule, "" for dense.
         timings: one a batch size, in the order of the configuration.
-        pruned: True when sparsec itself set weights to zero.
+        pruned: True when sparsec itself set weights to zero, or left them out.
+        shape_after: (out, in) where channels were left out.
     """
 
     layer: str
@@ -61,3 +62,4 @@ class Decision:
     schedule: str = ""
     timings: tuple[Timing, ...] = field(default=())
     pruned: bool = False
+    shape_after: tuple[int, int] | None = None

@@ -11,12 +11,12 @@ from ...ir import SparsecError, parse_pattern
 from ...ir.values import Floats
 from ...passes.solve import SECONDS, round_weights
 from ..artifact import SOLUTIONS
-from ..calibration import Samples, Trial, Weights, find_grids, gather, has_rows, open_samples, reordered, repair
+from ..calibration import Trial, Weights, find_grids, gather, has_rows, reordered, repair
 from ..config import SAMPLES
-from ..exporter import session_source
 from ..machine import Cpu
 from ..parallel import each
 from .cache import Cache
+from .data import open_data
 from .frontier import Allocation, by_zeros
 from .healer import Healer
 from .judge import Judge
@@ -38,8 +38,6 @@ if TYPE_CHECKING:
     from ..probe import Workload
     from ..report import Healing
 
-# Share of the calibration data that no weight is fitted to.
-HELD_BACK = 0.2
 # Under a budget of speed or accuracy: what layers are planned with, and the sparsities that each is solved at.
 PLANNED = 0.8
 LEVELS = (0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95)
@@ -127,7 +125,7 @@ class Fitting:
         self.layers = {
             name: pruned.layer for name, pruned in plan.pruned.items() if has_rows(pruned.layer) and self._takes(pruned)
         }
-        self._samples, self._held_back = self._open_data()
+        self._samples, self._held_back = open_data(program, context, self._machine)
         self._seen = self._samples if config.heal is None else self._samples.some(SAMPLES)
         self.calibration = self._gather()
         self.reordered = self._reorder()
@@ -326,14 +324,6 @@ class Fitting:
     def _takes(self, pruned: Any) -> bool:
         # Under a budget of time only a layer that can become sparse is worth its loss.
         return not self._context.config.budgeted or not pruned.layer.obstacle
-
-    def _open_data(self) -> tuple[Samples, Samples]:
-        config = self._context.config
-        session = self._machine.open(session_source(self.program.model, self._context.folder))
-        samples = open_samples(config.calib, session, config.most_samples, config.labels)
-        if config.eval_data is None:
-            return samples.split(HELD_BACK)
-        return samples, open_samples(config.eval_data, session, 2**31, config.eval_labels)
 
     def _solve(self) -> Options:
         config, progress, layers = self._context.config, self._context.progress, list(self.layers.values())

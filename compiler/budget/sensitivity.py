@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..calibration import Samples, Trial, masks, spread
+from ..calibration import Samples, Trial, Weights, masks, spread
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -17,7 +17,11 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from ...ir import Layer
+    from ..calibration.trial import Feeds
     from .options import Options
+
+    # From feeds to outputs by name.
+    Model = Callable[[Feeds], dict[str, Any]]
 
 # Seconds that the runs may take together: they choose how many of the samples are looked at.
 SECONDS = 30.0
@@ -36,26 +40,36 @@ def measure_errors(
     Whole-model errors weigh what a layer's own error cannot: how much what follows cares. For small changes they add
     up, which is what the allocation assumes.
     """
-    dense = trial.feeds({})
-    trial.run(samples.runs[0], dense)
-    start = time.perf_counter()
-    trial.run(samples.runs[0], dense)
-    a_run = time.perf_counter() - start
-    wanted = sum(map(len, options.values()))
-    runs = spread(samples.runs, int(seconds / max(a_run * wanted, 1e-9)))
-    expected = [trial.run(feeds, dense) for feeds in runs]
+
+    def model(weights: Mapping[str, Weights]) -> Model:
+        fed = trial.feeds(weights)
+        return lambda feeds: trial.run(feeds, fed)
+
+    error = error_meter(model({}), samples, sum(map(len, options.values())), seconds)
     measured: Options = {}
     for layer in layers:
-        found = []
-        for option in options[layer.name]:
-            weights = trial.feeds({layer.name: option.weights(layer)})
-            errors = [
-                output_error(y0, trial.run(feeds, weights), feeds) for y0, feeds in zip(expected, runs, strict=True)
-            ]
-            found.append(dataclasses.replace(option, error=float(np.mean(errors))))
-        measured[layer.name] = tuple(found)
+        measured[layer.name] = tuple(
+            dataclasses.replace(option, error=error(model({layer.name: option.weights(layer)})))
+            for option in options[layer.name]
+        )
         done(layer.name)
     return measured
+
+
+def error_meter(dense: Model, samples: Samples, models: int, seconds: float = SECONDS) -> Callable[[Model], float]:
+    """From a model with other weights to the error of its outputs, on as many samples as so many `models` may take."""
+    dense(samples.runs[0])
+    start = time.perf_counter()
+    dense(samples.runs[0])
+    a_run = time.perf_counter() - start
+    runs = spread(samples.runs, int(seconds / max(a_run * models, 1e-9)))
+    expected = [dense(feeds) for feeds in runs]
+
+    def error(model: Model) -> float:
+        pairs = zip(expected, runs, strict=True)
+        return float(np.mean([output_error(y0, model(feeds), feeds) for y0, feeds in pairs]))
+
+    return error
 
 
 def output_error(expected: Mapping[str, Any], found: Mapping[str, Any], feeds: Mapping[str, NDArray[Any]]) -> float:

@@ -4,7 +4,7 @@ from .gather import Calibration, gather
 from .metrics import Drop, Metric, Run, default_metric, find_metric, parse_drop
 from .ranges import find_grids
 from .reorder import reordered
-from .repair import repair
+from .repair import covariance, repair
 from .rows import has_rows, masks
 from .samples import Samples, open_samples, spread
 from .trial import Trial, Weights
@@ -17,6 +17,7 @@ __all__ = [
     "Samples",
     "Trial",
     "Weights",
+    "covariance",
     "default_metric",
     "find_grids",
     "find_metric",

@@ -31,12 +31,14 @@ class Calibration:
 
     Attributes:
         statistics: by layer name, one for each of its groups; layers with the same input share them.
+        means: by layer name, of each of its groups the mean of X: [in].
         rows: by layer name, the rows of X that were seen.
         samples: how many there were.
         source: where they came from.
     """
 
     statistics: dict[str, tuple[Statistics, ...]]
+    means: dict[str, tuple[NDArray[np.float64], ...]]
     rows: dict[str, int]
     samples: int
     source: str
@@ -79,14 +81,16 @@ def gather(
     weights = trial.feeds({})
     owners = {source_of(layer): layer for layer in reversed(layers)}
     moments: dict[Any, NDArray[np.float64]] = {}
+    sums: dict[Any, NDArray[np.float64]] = {}
     seen = dict.fromkeys(owners, 0)
     for number, feeds in enumerate(samples.runs):
         watched = trial.watch(feeds, weights, [layer.name for layer in owners.values()])
         work = [
             (layer, finite(watched[layer.name], layer, samples.name), number, masks(feeds)) for layer in owners.values()
         ]
-        for source, (new, count) in zip(owners, each(_moment, work, threads), strict=True):
+        for source, (new, total, count) in zip(owners, each(_moment, work, threads), strict=True):
             moments[source] = moments[source] + new if source in moments else new
+            sums[source] = sums[source] + total if source in sums else total
             seen[source] += count
         done(f"run {number + 1}")
     for source, layer in owners.items():
@@ -102,16 +106,19 @@ def gather(
     }
     return Calibration(
         statistics={layer.name: statistics[source_of(layer)] for layer in layers},
+        means={layer.name: (*(sums[(at := source_of(layer))] / max(seen[at], 1)),) for layer in layers},
         rows={layer.name: seen[source_of(layer)] for layer in layers},
         samples=samples.count,
         source=samples.name,
     )
 
 
-def _moment(work: tuple[Layer, NDArray[Any], int, NDArray[np.bool_] | None]) -> tuple[NDArray[np.float64], int]:
-    """Of one run, for each group: the sum of xᵀ x, and the number of rows."""
+def _moment(
+    work: tuple[Layer, NDArray[Any], int, NDArray[np.bool_] | None],
+) -> tuple[NDArray[np.float64], NDArray[np.float64], int]:
+    """Of one run, for each group: the sums of xᵀ x and of x; and the number of rows."""
     x = rows(*work)
-    return (x.transpose(0, 2, 1) @ x).astype(np.float64), x.shape[1]
+    return (x.transpose(0, 2, 1) @ x).astype(np.float64), x.sum(axis=1, dtype=np.float64), x.shape[1]
 
 
 def finite(x: NDArray[Any], layer: Layer, source: str) -> NDArray[Any]:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ...ir import Program, parse_pattern
-from ...passes.permute import find_dimensions, kept, reorder, search_all
+from ...passes.channels import find_dimensions
+from ...passes.permute import kept, reorder, search_all
 from ..frontend.find import find_layers
 
 if TYPE_CHECKING:

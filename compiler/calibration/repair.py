@@ -130,12 +130,15 @@ def _means(a: Moments) -> Moments:
     return Moments(a.hessian / n, a.cross / n, a.mean / n, a.mean0 / n, a.rows)
 
 
-def _centred(moments: Moments) -> NDArray[np.float64]:
-    """The covariance [in, in]; inputs that never vary, of which rounding leaves anything, have none."""
-    hessian = moments.hessian - np.outer(moments.mean, moments.mean)
-    still = np.diagonal(hessian) <= STILL * np.diagonal(moments.hessian)
+def covariance(moment: NDArray[np.float64], mean: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Of inputs with this second moment [in, in]; those that never vary, of which rounding leaves anything, have none.
+
+    Where none varies it is the moment.
+    """
+    hessian = moment - np.outer(mean, mean)
+    still = np.diagonal(hessian) <= STILL * np.diagonal(moment)
     if still.all():
-        return moments.hessian
+        return moment
     hessian[still] = hessian[:, still] = 0
     return hessian
 
@@ -150,7 +153,7 @@ def _refit(layer: Layer, weights: Weights, moments: list[Moments], kinds: Mappin
     kind, means = kinds.get(layer.name), moments[0]
     if kind is not None and groups == 1:
         # What the bias makes good does not count.
-        statistics = Statistics.of(_centred(means) if with_bias else means.hessian)
+        statistics = Statistics.of(covariance(means.hessian, means.mean) if with_bias else means.hessian)
         fitted = matrix
         matrix, table = round_weights(fitted, weights.matrix != 0, fitted, statistics, kind, layer.table)
     if not with_bias:

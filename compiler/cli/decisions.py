@@ -89,7 +89,9 @@ def _operator(group: Group) -> str:
 
 
 def _shape(decision: Decision) -> str:
-    return f"{decision.shape[0]}x{decision.shape[1]}"
+    before = f"{decision.shape[0]}x{decision.shape[1]}"
+    after = decision.shape_after
+    return before if after is None else f"{before} -> {after[0]}x{after[1]}"
 
 
 def _zeros(decision: Decision) -> Text:
@@ -105,7 +107,7 @@ def _form(decision: Decision) -> list[str]:
 
 
 def _choice(decision: Decision) -> Text:
-    return Text(decision.choice, "bold green" if decision.choice == "sparse" else "bold")
+    return Text(decision.choice, "bold green" if decision.choice != "dense" else "bold")
 
 
 def grouped(decisions: Sequence[Decision]) -> list[Group]:
@@ -115,7 +117,7 @@ def grouped(decisions: Sequence[Decision]) -> list[Group]:
         zeros = (percent(d.zeros_before), percent(d.zeros_after))
         batches = tuple(timing.batch for timing in d.timings)
         name, reason = re.sub(r"\d+", "#", d.layer), re.sub(r"\d[\d.,]*", "#", d.reason)
-        key = (name, d.op_type, d.shape, d.choice, *_form(d), reason, zeros, batches)
+        key = (name, d.op_type, d.shape, d.shape_after, d.choice, *_form(d), reason, zeros, batches)
         groups.setdefault(key, []).append(d)
     return list(groups.values())
 

@@ -51,17 +51,20 @@ class Result:
         if report.decisions:
             console.print(decision_table(report.decisions, console.width, self.full), "", sep="\n")
         if report.timings:
-            console.print(Text("the whole model", "bold"), timing_table(report.timings), "", sep="\n")
+            after = "smaller ms" if report.removed else "sparse ms"
+            console.print(Text("the whole model", "bold"), timing_table(report.timings, after), "", sep="\n")
         console.print(facts(_facts(report)), "", sep="\n")
         if report.frontier:
-            words = "the frontier (speedups estimated from the layers' own; --pick N makes point N)"
+            source = "measured" if report.removed is not None else "estimated from the layers' own"
+            words = f"the frontier (speedups {source}; --pick N makes point N)"
             console.print(Text(words, "bold"), frontier_table(report), "", sep="\n")
         if report.survey:
             title = Text(f"what pruning would bring ({_patterns(report.survey)}; measured, not written)", "bold")
             console.print(title, survey_table(report.survey, report.batch), "", sep="\n")
             self._print_next(console)
         console.print("To load it, with nothing but ONNX Runtime:", "", sep="\n")
-        console.print(*_recipe(self.out, report.target.startswith("cuda")), sep="\n", soft_wrap=True)
+        plain = bool(report.removed) and not report.sparse_layers
+        console.print(*_recipe(self.out, report.target.startswith("cuda"), plain), sep="\n", soft_wrap=True)
 
     def _print_next(self, console: Console) -> None:
         """Which option goes on from a survey, and what is not known."""
@@ -83,6 +86,8 @@ def _headline(report: Report) -> str:
     where = f"{report.target}, {count(report.threads, 'thread')}"
     if not report.decisions:
         return f"{of} for {where}: no layer with a constant weight in its main graph"
+    if report.removed is not None:
+        return f"{of} for {where}: {report.smaller_layers} of {count(len(report.decisions), 'layer')} smaller"
     return f"{of} for {where}: {report.sparse_layers} of {count(len(report.decisions), 'layer')} sparse"
 
 
@@ -112,6 +117,8 @@ def _facts(report: Report) -> Iterator[tuple[str, str]]:
         yield "healed", _healed(report.healing)
     if report.dense_int8 is not None:
         yield "dense int8", _dense_int8(report)
+    if report.removed:
+        yield "left out", f"channels, with {percent(report.removed)} of the weights of the layers that can get smaller"
     if report.reordered is not None:
         before, after = report.reordered
         yield "reordered", f"channels, so that blocks keep {percent(after)} of the saliency, not {percent(before)}"
@@ -150,22 +157,26 @@ def _patterns(survey: Sequence[SurveyPoint]) -> str:
     return " or ".join(dict.fromkeys(point.pattern for point in survey))
 
 
-def _recipe(out: str, on_gpu: bool) -> list[str]:
-    """Python that loads the artifact."""
+def _recipe(out: str, on_gpu: bool, plain: bool) -> list[str]:
+    """Python that loads the artifact; a `plain` one has no operator of ours."""
     from ..artifact import LIBRARY, MODEL
 
-    return [
-        "    import onnxruntime",
+    library = [
         "    options = onnxruntime.SessionOptions()",
         f"    options.register_custom_ops_library({str(Path(out, LIBRARY))!r})",
+    ]
+    options = "None" if plain else "options"
+    return [
+        "    import onnxruntime",
+        *([] if plain else library),
         f"    providers = {[*(['CUDAExecutionProvider'] if on_gpu else []), 'CPUExecutionProvider']}",
-        f"    session = onnxruntime.InferenceSession({str(Path(out, MODEL))!r}, options, providers)",
+        f"    session = onnxruntime.InferenceSession({str(Path(out, MODEL))!r}, {options}, providers)",
     ]
 
 
-def timing_table(timings: Sequence[Timing]) -> Table:
-    """Whole models: milliseconds, and the speedup with its quartiles."""
-    table = plain_table((">", "batch"), (">", "dense ms"), (">", "sparse ms"), (">", "speedup"), ("<", "middle half"))
+def timing_table(timings: Sequence[Timing], after: str = "sparse ms") -> Table:
+    """Whole models: milliseconds, and the speedup with its quartiles; `after` heads those of the artifact."""
+    table = plain_table((">", "batch"), (">", "dense ms"), (">", after), (">", "speedup"), ("<", "middle half"))
     for timing in timings:
         low, high = timing.spread
         table.add_row(
@@ -193,7 +204,7 @@ def frontier_table(report: Report) -> Table:
     table = plain_table(
         (">", "N"),
         *((">", f"batch {batch}") for batch in report.batch),
-        (">", "zeros"),
+        (">", "zeros" if report.removed is None else "gone"),
         (">", "layers"),
         (">", metric),
         *(((">", "healed"),) if healed else ()),

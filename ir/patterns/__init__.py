@@ -11,7 +11,7 @@ Pattern = BlockPattern
 PATTERNS: tuple[type[Pattern], ...] = (BlockPattern, UnstructuredPattern, NMPattern)
 SYNTAX = (
     "block:RxC (R outputs by C inputs, for example block:32x1), group:g (the same as block:gx1), unstructured (single "
-    "weights) or nm:N:M (N of every M adjacent inputs)"
+    "weights) or nm:N:M (N of every M adjacent inputs); or by itself structured (channels left out of the model)"
 )
 
 

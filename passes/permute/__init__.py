@@ -1,17 +1,14 @@
 """Channels in an order that brings saliency together in blocks, folded into the weights on both sides of them.
 
-`find_dimensions` says which channels are free, `search_all` looks for their orders before blocks are cut, and `reorder`
+`passes/channels` says which channels are free, `search_all` looks for their orders before blocks are cut, and `reorder`
 gives the model with the orders applied, which computes the same at the same cost.
 """
 
-from .dimensions import Dimension, Place, find_dimensions, layer_orders
+from .orders import layer_orders
 from .reorder import reorder
 from .search import kept, permuted, search, search_all
 
 __all__ = [
-    "Dimension",
-    "Place",
-    "find_dimensions",
     "kept",
     "layer_orders",
     "permuted",

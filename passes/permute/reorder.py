@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_ir
 
-from .dimensions import Dimension, Place, check_orders, indices
+from .orders import check_orders, indices
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+    from ..channels import Dimension, Place
 
 
 def reorder(model: onnx_ir.Model, orders: Mapping[Dimension, NDArray[np.int64]]) -> onnx_ir.Model:

@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 
 from ...ir import SparsecError
-from .dimensions import Dimension, layer_orders
+from ..channels import Dimension
 from .exchange import exchange
+from .orders import layer_orders
 from .starts import STARTS
 from .views import View, views
 

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .dimensions import Dimension, Place, indices
+from ..channels import Dimension, Place
+from .orders import indices
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -1,6 +1,7 @@
 """Weights and masks that keep a layer's outputs: post-training pruning against calibration data, one method a file."""
 
-from .least_squares import Moments, refit
+from .coupled import Reader, coupled_order
+from .least_squares import Moments, least_squares, refit
 from .methods import AUTO, METHODS, SECONDS, choose, solve, solve_all
 from .problem import Problem
 from .rounding import round_weights
@@ -12,9 +13,12 @@ __all__ = [
     "SECONDS",
     "Moments",
     "Problem",
+    "Reader",
     "Statistics",
     "choose",
+    "coupled_order",
     "error",
+    "least_squares",
     "refit",
     "round_weights",
     "solve",

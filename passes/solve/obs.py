@@ -69,7 +69,7 @@ def removal_order(problem: Problem, density: float = 0.0) -> NDArray[np.float64]
     widths = np.minimum(inputs - np.arange(block_cols) * cols, cols)
     statistics = problem.statistics
     exact = inputs <= FLOAT32_FROM or statistics.damping < LEAST_DAMPING * float(statistics.diagonal.mean())
-    sequence, costs = _empty(
+    sequence, costs = empty_rows(
         weight.reshape(block_rows, rows, -1),
         inverse,
         heights,
@@ -84,7 +84,7 @@ def removal_order(problem: Problem, density: float = 0.0) -> NDArray[np.float64]
     return result
 
 
-def _empty(
+def empty_rows(
     weight: NDArray[np.float64],
     inverse: NDArray[np.float64],
     heights: NDArray[np.int64],

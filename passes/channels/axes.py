@@ -19,15 +19,31 @@ class Segment:
     Attributes:
         size: the number of channels; None where it is unknown, and the segment then frozen.
         frozen: whether the order must stay as it is.
+        whole: whether no channel can be left out, because something works across all of them or needs their number.
+        why: what froze it or needs it whole, in words; "" as long as nobody said.
         parts: what has taken the segment's place; empty while it stands for itself.
     """
 
-    __slots__ = ("frozen", "parts", "size")
+    __slots__ = ("frozen", "parts", "size", "whole", "why")
 
     def __init__(self, size: int | None, frozen: bool = False) -> None:
         self.size = size
         self.frozen = frozen
+        self.whole = False
+        self.why = ""
         self.parts: tuple[Part, ...] = ()
+
+    def piece(self, size: int) -> Segment:
+        """A segment of some of these channels, bound as they are."""
+        made = Segment(size, self.frozen)
+        made.whole, made.why = self.whole, self.why
+        return made
+
+    def bind(self, other: Segment) -> None:
+        """Take over what binds another."""
+        self.frozen |= other.frozen
+        self.whole |= other.whole
+        self.why = self.why or other.why
 
 
 class Part(NamedTuple):
@@ -80,6 +96,21 @@ def freeze(*axes: Iterable[Part]) -> None:
             segment.frozen = True
 
 
+def keep_whole(*axes: Iterable[Part]) -> None:
+    """Keep every channel along these axes."""
+    for axis in axes:
+        for segment, _ in leaves(axis):
+            segment.whole = True
+
+
+def explain(words: str, *axes: Iterable[Part]) -> None:
+    """Say what binds the channels along these axes that are bound and of which nothing is said yet."""
+    for axis in axes:
+        for segment, _ in leaves(axis):
+            if segment.frozen or segment.whole:
+                segment.why = segment.why or words
+
+
 def repeated(axis: Axis, times: int) -> Axis:
     """Every place of the axis as so many neighbouring ones."""
     return tuple(Part(segment, repeat * times) for segment, repeat in axis)
@@ -110,7 +141,7 @@ def tie(one: Axis, other: Axis) -> None:
         else:
             left.pop(), right.pop()
             if a is not b:
-                a.frozen |= b.frozen
+                a.bind(b)
                 b.parts = (Part(a, 1),)
 
 
@@ -216,10 +247,10 @@ def _cut(segment: Segment, at: int) -> None:
     """Two orders, one of the first `at` channels and one of the others."""
     assert segment.size is not None
     sizes = (at, segment.size - at)
-    segment.parts = tuple(Part(Segment(size, segment.frozen), 1) for size in sizes)
+    segment.parts = tuple(Part(segment.piece(size), 1) for size in sizes)
 
 
 def _take_together(segment: Segment, count: int) -> None:
     """`count` neighbouring channels as one."""
     assert segment.size is not None
-    segment.parts = (Part(Segment(segment.size // count, segment.frozen), count),)
+    segment.parts = (Part(segment.piece(segment.size // count), count),)

@@ -1,0 +1,6 @@
+"""`structured`: channels left out of a model, and what that costs and brings."""
+
+from .removal import Removal, Smaller
+from .search import Removed, remove_channels
+
+__all__ = ["Removal", "Removed", "Smaller", "remove_channels"]

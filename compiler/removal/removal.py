@@ -1,0 +1,274 @@
+"""From data, or norms, to a smaller model: what could go, what goes for a share, and what the rest is fitted to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from onnx_ir.passes.common import LiftConstantsToInitializersPass
+
+from ...ir import LayerKind, Program
+from ...passes.allocate import Choice, allocate
+from ...passes.channels import find_channels
+from ...passes.remove import layer_indices, mask_recurrence, mask_weights, removable, remove
+from ...passes.solve import Statistics, least_squares
+from ..budget.data import open_data
+from ..budget.judge import Judge
+from ..budget.sensitivity import error_meter
+from ..calibration import Samples, Weights, covariance, gather, has_rows, repair
+from ..exporter import bias_place, export, session_source
+from ..frontend import find_layers
+from ..frontend.constants import OVERRIDABLE_FROM_IR
+from ..machine import Cpu
+from ..parallel import each
+from ..runtime import run_session
+from .cuts import Cut, counts, removal_order
+from .work import Work
+
+if TYPE_CHECKING:
+    import onnx_ir
+    from numpy.typing import NDArray
+
+    from ...passes.channels import Dimension
+    from ..budget.sensitivity import Model
+    from ..context import Context
+    from ..machine import Machine
+
+    # Of each dimension from which channels go, those that stay.
+    Kept = dict[Dimension, NDArray[np.int64]]
+
+# Steps in which an allocation is brought near a share.
+HALVINGS = 24
+
+
+@dataclass(frozen=True, eq=False)
+class Smaller:
+    """A program without some channels.
+
+    Attributes:
+        program: what is left.
+        masked: the model as it came with the same weights, zero where they would read what is gone.
+        kept: by dimension.
+        error, value: of the outputs and of the metric on the held-back data; None without data, or without a metric.
+    """
+
+    program: Program
+    masked: onnx_ir.Model
+    kept: Kept
+    error: float | None = None
+    value: float | None = None
+
+
+class Removal:
+    """What can be left out of a program.
+
+    Attributes:
+        program: as it came, its constants as initialisers.
+        declined: by layer name why none of its outputs can go.
+        judge: the metric, on samples that no weight was fitted to; None without data.
+        samples: what weights are fitted to; None without data.
+        cuts: of each dimension, the least first.
+    """
+
+    def __init__(self, program: Program, context: Context) -> None:
+        """Find the dimensions; with data run the model on it and measure the cuts.
+
+        Raises:
+            SparsecError: the data does not fit the model, or an activation is NaN or infinite.
+        """
+        self.program, self._context = _lifted(program), context
+        self._machine: Machine = context.machine or Cpu(context.config.thread_count)
+        self._threads = context.config.thread_count
+        self._layers = {layer.name: layer for layer in self.program.layers}
+        self.channels = find_channels(self.program)
+        found = removable(self.channels)
+        self.declined = dict(found.declined)
+        self._dimensions = [d for d in found.dimensions if counts(d, self._layers) and not self._excepted(d)]
+        self.judge: Judge | None = None
+        self.samples: Samples | None = None
+        self._known: dict[str, Statistics] | None = None
+        self._means: dict[str, NDArray[np.float64]] = {}
+        if context.config.calib is not None:
+            self._open()
+        self.cuts: dict[Dimension, tuple[Cut, ...]] = self._measured()
+
+    def weights(self) -> Work:
+        """What is counted for a share of weights: those of layers that can get smaller."""
+        touched = {p.name for d in self._dimensions for p in (*d.rows, *d.columns)}
+        return Work(self.program, self.channels, dict.fromkeys(touched, 1.0))
+
+    def at(self, share: float, work: Work) -> Kept:
+        """At least this share of the work gone, with the least error; as much as can go where that is less.
+
+        Without data about the same share of every dimension: norms of different layers are not on one scale.
+        """
+        low, high = 0.0, 1.0
+        pick = self._evenly if self.samples is None else self._allocated(work)
+        if work.gone(pick(high)) < share:
+            return pick(high)
+        for _ in range(HALVINGS):
+            middle = (low + high) / 2
+            low, high = (low, middle) if work.gone(pick(middle)) >= share else (middle, high)
+        return pick(high)
+
+    def make(self, kept: Kept, fitted: bool = True) -> Smaller:
+        """The program without the other channels; with data what reads them `fitted` to what it then gets."""
+        weights = self._solved(kept)
+        program, error, value = self._cut_down(kept, weights), None, None
+        if self.judge is not None:
+            error, value = self.judge.compare(self._model(program))
+            if fitted:
+                better = self._repaired(kept, weights)
+                other = self._cut_down(kept, better)
+                found = self.judge.compare(self._model(other))
+                if found[0] < error:
+                    weights, program, (error, value) = better, other, found
+        biases = {name: new.bias for name, new in weights.items() if new.bias is not None}
+        masked = export(self._masked(kept), {}, {name: new.matrix for name, new in weights.items()}, biases)
+        return Smaller(program, masked, kept, error, value)
+
+    def _open(self) -> None:
+        """Read the data, and run the model on it."""
+        config, progress, folder = self._context.config, self._context.progress, self._context.folder
+        samples, held_back = open_data(self.program, self._context, self._machine)
+        self.samples = samples
+        names = {place.name for dimension in self._dimensions for place in dimension.columns}
+        readers = [layer for layer in self.program.layers if layer.name in names]
+        progress.start("running the calibration data", len(samples.runs))
+        seen = [layer for layer in readers if has_rows(layer)]
+        found = gather(self.program, seen, samples, self._machine, folder, self._threads, progress.advance)
+        self._known = {}
+        for layer in seen:
+            statistics, mean = found.statistics[layer.name][0], found.means[layer.name][0]
+            if bias_place(layer) is not None:
+                # The bias makes good what the means do.
+                moment = statistics.hessian - np.diag(statistics.ridge)
+                statistics, self._means[layer.name] = Statistics.of(covariance(moment, mean)), mean
+            self._known[layer.name] = statistics
+        separate = config.eval_data is not None
+        self.judge = Judge(self._model(self.program), samples, held_back, separate, config.metric, config.drop_limit)
+
+    def _excepted(self, dimension: Dimension) -> bool:
+        """Whether the user wants to keep the outputs of a layer that makes it."""
+        wanted = (self._context.config.wanted_sparsity(place.name) for place in dimension.rows)
+        return any(named and share == 0 for share, named in wanted)
+
+    def _measured(self) -> dict[Dimension, tuple[Cut, ...]]:
+        progress = self._context.progress
+        progress.start("ordering channels", len(self._dimensions))
+        orders = {}
+        work = each(lambda d: removal_order(d, self._layers, self._known), self._dimensions, self._threads)
+        for dimension, (order, losses) in zip(self._dimensions, work, strict=True):
+            orders[dimension] = [
+                Cut(np.sort(order[dimension.size - count :]), float(losses[: dimension.size - count].sum()))
+                for count in counts(dimension, self._layers)
+            ]
+            progress.advance()
+        if self.samples is None:
+            return {dimension: tuple(cuts) for dimension, cuts in orders.items()}
+        progress.start("measuring errors", len(orders))
+        meter = error_meter(self._model(self.program), self.samples, sum(map(len, orders.values())))
+        found = {}
+        for dimension, cuts in orders.items():
+            models = (
+                self._model(self._cut_down(one, self._solved(one))) for one in ({dimension: c.stay} for c in cuts)
+            )
+            found[dimension] = tuple(Cut(cut.stay, meter(model)) for cut, model in zip(cuts, models, strict=True))
+            progress.advance()
+        return found
+
+    def _evenly(self, share: float) -> Kept:
+        """This share of all cuts: first those that take the smallest share of their dimension, then of its norm."""
+        every = [(1 - len(cut.stay) / d.size, cut.error, d, cut.stay) for d, cuts in self.cuts.items() for cut in cuts]
+        every.sort(key=lambda one: one[:2])
+        return {dimension: stay for _, _, dimension, stay in every[: round(share * len(every))]}
+
+    def _allocated(self, work: Work) -> Any:
+        """From a share of what could be saved, if savings added up, to the allocation of least error."""
+        whole = work.whole
+        choices = [
+            [Choice(0.0, whole), *(Choice(cut.error, work.left({dimension: cut.stay})) for cut in cuts)]
+            for dimension, cuts in self.cuts.items()
+        ]
+        most, least = (sum(pick(c.cost for c in one) for one in choices) for pick in (max, min))
+
+        def pick(share: float) -> Kept:
+            chosen = allocate(choices, (most + (least - most) * share) * (1 + 1e-9)) or []
+            return {d: cuts[i - 1].stay for (d, cuts), i in zip(self.cuts.items(), chosen, strict=True) if i}
+
+        return pick
+
+    def _solved(self, kept: Kept) -> dict[str, Weights]:
+        """Zeros where layers would read what goes; the other weights make good what they can, each layer by itself."""
+        masked = mask_weights(self.program, self.channels, kept)
+        stay = layer_indices(self.program, self.channels, kept)
+
+        def solve(name: str) -> Weights:
+            statistics, layer = (self._known or {}).get(name), self._layers[name]
+            if statistics is None:
+                return Weights(masked[name])
+            mask = np.zeros(masked[name].shape, np.bool_)
+            mask[:, stay[name][1]] = True
+            dense = layer.weight.astype(np.float64)
+            weight = least_squares(dense, mask, statistics)
+            if name not in self._means:
+                return Weights(weight.astype(np.float32))
+            own = np.zeros(layer.out_features) if layer.bias is None else layer.bias
+            bias = own + (dense - weight) @ self._means[name]
+            return Weights(weight.astype(np.float32), bias.astype(np.float32))
+
+        return dict(zip(masked, each(solve, list(masked), self._threads), strict=True))
+
+    def _repaired(self, kept: Kept, weights: Mapping[str, Weights]) -> dict[str, Weights]:
+        """Layer after layer fitted to what the smaller model gives it."""
+        assert self.samples is not None
+        known = {name: new for name, new in weights.items() if has_rows(self._layers[name])}
+        progress = self._context.progress
+        progress.start("fitting layers to each other", len(known))
+        found = repair(
+            self._masked(kept),
+            known,
+            self.samples,
+            self._machine,
+            self._context.folder,
+            self._threads,
+            progress.advance,
+        )
+        return {**weights, **found}
+
+    def _masked(self, kept: Kept) -> Program:
+        """The program, but for the weights of its layers what the smaller one has to equal."""
+        if not any(self._layers[place.name].kind is LayerKind.RECURRENT for d in kept for place in d.rows):
+            return self.program
+        model = mask_recurrence(self.program, self.channels, kept)
+        return Program(model, find_layers(model), self.program.source)
+
+    def _cut_down(self, kept: Kept, weights: Mapping[str, Weights]) -> Program:
+        """The smaller program with these weights of the whole one."""
+        model = remove(self.program, self.channels, kept)
+        stay = layer_indices(self.program, self.channels, kept)
+        bare = Program(model, find_layers(model), self.program.source)
+        smaller = export(
+            bare,
+            {},
+            {name: new.matrix[stay[name][0]][:, stay[name][1]] for name, new in weights.items()},
+            {name: new.bias[stay[name][0]] for name, new in weights.items() if new.bias is not None},
+        )
+        return Program(smaller, find_layers(smaller), self.program.source)
+
+    def _model(self, program: Program) -> Model:
+        session = self._machine.open(session_source(program.model, self._context.folder))
+        names = [output.name for output in session.get_outputs()]
+        return lambda feeds: dict(zip(names, run_session(session, feeds), strict=True))
+
+
+def _lifted(program: Program) -> Program:
+    """The same with the values of Constant nodes as initialisers: of these channels can be left out."""
+    # Before IR 4 an initialiser has to be a graph input too.
+    if program.model.ir_version < OVERRIDABLE_FROM_IR or not any(n.op_type == "Constant" for n in program.model.graph):
+        return program
+    model = program.model.clone()
+    LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=2)(model)
+    return Program(model, find_layers(model), program.source)
