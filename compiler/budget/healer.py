@@ -6,8 +6,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from ...ir import SparsecError
 from ..calibration import Trial, Weights
-from ..healing import make_trainer, with_vectors
+from ..healing import check_operators, make_trainer, with_vectors
 from ..report import Healing
 
 if TYPE_CHECKING:
@@ -49,11 +50,24 @@ class Healer:
     machine: Machine
     context: Context
 
+    def __post_init__(self) -> None:
+        """Refuse what cannot be trained, and data that does not tell what training brings, before anything takes time.
+
+        Raises:
+            SparsecError: PyTorch is missing, an operator has no mapping, or all the data is one run.
+        """
+        check_operators(self.program.model)
+        if not self.judge.holds_back:
+            raise SparsecError(
+                f"--heal: calibration data '{self.samples.name}' has one run, of which nothing can be held back to see "
+                "what training brings: give more of it, or other data to judge by (--eval)"
+            )
+
     def heal(self, chosen: Chosen, limit: Limit) -> Chosen:
         """The same masks with trained weights, biases and norms; or as it was, where they are no better.
 
         Raises:
-            SparsecError: PyTorch is missing, or does not compute the model as ONNX Runtime does.
+            SparsecError: PyTorch does not compute the model as ONNX Runtime does.
         """
         config, dense = self.context.config, self.trial.feeds({})
         trainer = make_trainer(self.program, chosen.weights, self.samples, config.seed, config.thread_count)
