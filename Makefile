@@ -31,14 +31,16 @@ $(VENV)/ready:
 	$(RUN) -m pip install -qq --disable-pip-version-check --upgrade pip
 	touch $@
 
-# The tests train with PyTorch, whose usual wheel for Linux brings 2.7 GB of CUDA: the one for CPUs comes first, without
-# what it needs, which is then found where everything else is. Where there is none, the usual one does.
+# The tests train with PyTorch, whose usual wheel for Linux brings 2.7 GB of CUDA: the one for CPUs (by its exact name: no
+# range of versions means it) comes first, without what it needs, which is then found where everything else is. Where
+# there is none, as on macOS, the usual one does.
+TORCH := torch==2.13.0+cpu
 $(VENV)/test.done $(VENV)/dev.done: $(VENV)/torch
 $(VENV)/torch: $(VENV)/ready
-	$(RUN) -m pip install -qq --disable-pip-version-check --no-deps torch || true
+	$(RUN) -m pip install -qq --disable-pip-version-check --no-deps $(TORCH) || true
 	touch $@
 
 $(VENV)/%.done: pyproject.toml $(VENV)/ready
-	echo "installing sparsec[$*] into $(VENV), about 800 MB" >&2
+	echo "installing sparsec[$*] into $(VENV), about 1 GB" >&2
 	$(RUN) -m pip install -qq --disable-pip-version-check -e '.[$*]'
 	touch $@
