@@ -4,8 +4,9 @@
 
 All weights are pruned as in `run.py`, shares of zeros allocated over layers, channels reordered; then the kept weights
 are trained against the dense model on the task's training inputs, of which a fifth is held back to choose the best
-state. No test sample and no label takes part. Rows have the metric on the test samples before and after, what training
-took, and the machine's load beside it; rows of the same task, pattern and sparsity in the JSON file are replaced.
+state. No test sample and no label takes part. Rows are those of `run.py`, before training (`allocated`) and after
+(`healed`), with what training took and the machine's load beside it: a time means little without. Several seeds give
+their mean. Rows of the same task, pattern and sparsity in the JSON file are replaced.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ from typing import Any
 
 import onnxruntime
 import torch
-from run import LEVELS, REPOSITORY, fitting, runner
-from tasks import TASKS, Task
+from run import LEVELS, fitting, mean, runner
+from tasks import REPOSITORY, TASKS, Task
 
 from sparsec.compiler.frontend import read
 
@@ -31,36 +32,26 @@ RESULTS = REPOSITORY / "benchmarks" / "results" / "heal.json"
 Row = dict[str, Any]
 
 
-def points(task: Task, pattern: str, shares: list[float], limit: str, threads: int) -> Iterator[Row]:
-    """A row a share of zeros."""
-    dense = task.score(runner(read(task.model), {})[0])
+def points(task: Task, seed: int, pattern: str, shares: list[float], limit: str, threads: int) -> Iterator[Row]:
+    """Two rows a share of zeros, before and after training, of one seed."""
+    dense = task.score(runner(read(task.model), {})[0], seed)
     with tempfile.TemporaryDirectory() as folder:
         levels = sorted({*shares, *LEVELS})
-        fit = fitting(task, task.training(), pattern, levels, True, Path(folder), heal=limit, threads=threads)
+        fit = fitting(task, task.training(seed), pattern, levels, True, Path(folder), heal=limit, threads=threads)
         for share in shares:
-            chosen = fit.at_sparsity(share)
-            before = fit.make(chosen.allocation)
-            run, zeros = runner(chosen.program, chosen.weights)
-            assert chosen.healing is not None, "it was asked for"
-            row = {
-                "model": task.name,
-                "pattern": pattern,
-                "sparsity_asked": share,
-                "sparsity": zeros,
-                "metric": task.metric,
-                "dense": dense,
-                "pruned": task.score(runner(before.program, before.weights)[0]),
-                "healed": task.score(run),
-                "held_back": [chosen.healing.before, chosen.healing.after],
-                "heal": limit,
-                "steps": chosen.healing.steps,
-                "seconds": round(chosen.healing.seconds, 1),
-                "samples": chosen.healing.samples,
-                "note": chosen.healing.note,
-                "load": round(os.getloadavg()[1], 1),
-            }
-            print(row, flush=True)
-            yield row
+            healed = fit.at_sparsity(share)
+            record = healed.healing
+            assert record is not None, "it was asked for"
+            common = {"model": task.name, "pattern": pattern, "sparsity_asked": share, "dense": dense, "seed": seed}
+            for method, chosen in (("allocated", fit.make(healed.allocation)), ("healed", healed)):
+                run, zeros = runner(chosen.program, chosen.weights)
+                row: Row = {**common, "method": method, "sparsity": zeros, "metric": task.score(run, seed)}
+                row["seconds"] = round(record.seconds, 1) if method == "healed" else 0.0
+                if method == "healed":
+                    row |= {"heal": limit, "steps": record.steps, "samples": record.samples, "note": record.note}
+                    row |= {"held_back": [record.before, record.after], "load": round(os.getloadavg()[1], 1)}
+                print(row, flush=True)
+                yield row
 
 
 def main() -> None:
@@ -73,7 +64,10 @@ def main() -> None:
     parser.add_argument("--json", type=Path, default=RESULTS)
     options = parser.parse_args()
     shares = [float(share) for share in options.sparsity.split(",")]
-    rows = list(points(TASKS[options.task], options.pattern, shares, options.heal, options.threads))
+    task, limit = TASKS[options.task], options.heal
+    rows = mean(
+        [row for seed in task.seeds for row in points(task, seed, options.pattern, shares, limit, options.threads)]
+    )
     old = json.loads(options.json.read_text())["rows"] if options.json.exists() else []
     key = {(row["model"], row["pattern"], row["sparsity_asked"]) for row in rows}
     kept = [row for row in old if (row["model"], row["pattern"], row["sparsity_asked"]) not in key]

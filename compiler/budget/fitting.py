@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from ...ir import SparsecError, parse_pattern
+from ...ir import parse_pattern
 from ...ir.values import Floats
 from ...passes.solve import SECONDS, round_weights
 from ..artifact import SOLUTIONS
@@ -132,14 +131,14 @@ class Fitting:
         self._trial = Trial(self.program, [*self.layers.values()], self._machine, context.folder, watched=False)
         separate = config.eval_data is not None
         self.judge = Judge(self._model({}), self._samples, self._held_back, separate, config.metric, config.drop_limit)
-        self._check_healing()
         wanted = {name: config.wanted_sparsity(name) for name in self.layers}
         self._fixed = {name: share for name, (share, named) in wanted.items() if named and share is not None}
         self.cache = Cache(config.solutions, context.folder / SOLUTIONS, self.program, config)
+        self._healer = None if config.heal is None else self._make_healer()
         self.options = self._solve()
         self.notes = (*_scarcity(self.calibration), *self._unreached())
         self._sketched: dict[_Key, Chosen] = {}
-        self._values: dict[_Key, float | None] = {}
+        self._trained: dict[_Key, float | None] = {}
         self._made: dict[_Key, Chosen] = {}
         self._solved: dict[tuple[str, int], Kept] = {}
         self._plain: dict[_Key, tuple[float, float | None]] = {}
@@ -178,41 +177,22 @@ class Fitting:
 
     def probe(self, allocation: Allocation) -> Chosen:
         """The sketch, trained for a part of the time where training is asked for: whether the point is worth making."""
-        return self._trained(self.sketch(allocation), PROBED)
+        return self._heal(self.sketch(allocation), PROBED)
 
     def heal(self, chosen: Chosen) -> Chosen:
         """What was made, trained where that is asked for."""
-        return self._trained(chosen, 1.0 if self.config.max_drop is None else MADE)
-
-    def _trained(self, chosen: Chosen, share: float) -> Chosen:
-        limit = self.config.heal_limit
-        if limit is None or not chosen.weights:
-            return chosen
-        healer = Healer(
-            self.program,
-            self._samples,
-            self.judge,
-            self._trial,
-            partial(self._rounded, chosen.forms),
-            self.cache,
-            self._machine,
-            self._context,
-        )
-        trained = healer.heal(chosen, limit * share)
-        self._values[_key(trained.allocation)] = trained.value
-        return trained
+        return self._heal(chosen, 1.0 if self.config.max_drop is None else MADE)
 
     def trained_value(self, allocation: Allocation) -> float | None:
         """The metric on the held-back data after training; None where there was none."""
-        return self._values.get(_key(allocation))
+        return self._trained.get(_key(allocation))
 
-    def _check_healing(self) -> None:
-        """Refuse data that tells nothing of what training brings, before anything takes time."""
-        if self.config.heal is not None and not self.judge.holds_back:
-            raise SparsecError(
-                f"--heal: calibration data '{self._samples.name}' has one run, of which nothing can be held back to "
-                "see what training brings: give more of it, or other data to judge by (--eval)"
-            )
+    def _heal(self, chosen: Chosen, share: float) -> Chosen:
+        if self._healer is None or self.config.heal_limit is None or not chosen.weights:
+            return chosen
+        healed = self._healer.heal(chosen, self.config.heal_limit * share)
+        self._trained[_key(healed.allocation)] = healed.value
+        return healed
 
     def solved(self, allocation: Allocation) -> dict[str, Weights]:
         """The weights of an allocation by the best method for each layer."""
@@ -296,6 +276,10 @@ class Fitting:
             plain = {name: self.options[name][i].weights(self.layers[name]) for name, i in allocation.items()}
             self._plain[key] = self.judge.compare(self._model(plain))
         return self._plain[key]
+
+    def _make_healer(self) -> Healer:
+        context, samples = self._context, self._samples
+        return Healer(self.program, samples, self.judge, self._trial, self._rounded, self.cache, self._machine, context)
 
     def _gather(self) -> Calibration:
         progress = self._context.progress

@@ -1,6 +1,6 @@
 """Healing: a pruned model is trained, by PyTorch, to do again what the dense one does.
 
-Only `make_trainer` imports PyTorch, when it is called.
+PyTorch is imported when the two functions of this file are called, and nowhere else in sparsec.
 """
 
 from __future__ import annotations
@@ -14,17 +14,36 @@ from .limit import Limit, parse_limit
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    import onnx_ir
+
     from ...ir import Program
     from ..calibration import Samples, Weights
     from .training import Trainer
 
-__all__ = ["Healed", "Limit", "make_trainer", "parse_limit", "with_vectors"]
+__all__ = ["Healed", "Limit", "check_operators", "make_trainer", "parse_limit", "with_vectors"]
+
+
+def check_operators(model: onnx_ir.Model) -> None:
+    """Whether there is anything to train with, before anything takes time.
+
+    Raises:
+        SparsecError: PyTorch is not installed, or an operator of `model` has no mapping.
+    """
+    try:
+        import torch  # noqa: F401
+    except ImportError as error:
+        raise SparsecError(
+            f"--heal needs PyTorch, which cannot be imported ({error}): pip install 'sparsec[torch]'"
+        ) from None
+    from .network import Network
+
+    Network(model)
 
 
 def make_trainer(
     program: Program, weights: Mapping[str, Weights], samples: Samples, seed: int, threads: int
 ) -> Trainer:
-    """What trains the kept weights of pruned layers.
+    """What trains the kept weights of pruned layers, where `check_operators` raises nothing.
 
     Args:
         program: the dense model.
@@ -34,14 +53,8 @@ def make_trainer(
         threads: that PyTorch may use.
 
     Raises:
-        SparsecError: PyTorch is not installed, or cannot compute the model or take its inputs.
+        SparsecError: PyTorch cannot compute the model or take its inputs.
     """
-    try:
-        import torch  # noqa: F401
-    except ImportError as error:
-        raise SparsecError(
-            f"--heal needs PyTorch, which cannot be imported ({error}): pip install 'sparsec[torch]'"
-        ) from None
     from .training import Trainer
 
     return Trainer(program, weights, samples, seed, threads)

@@ -401,6 +401,38 @@ def test_a_metric_that_fails_for_pruned_models_only(folder: Path) -> None:
     assert_dense(report, folder / "touchy")
 
 
+# ---- Training ----
+
+
+def test_a_limit_of_the_metric_is_searched_with_training(folder: Path) -> None:
+    pytest.importorskip("torch")
+    plain, trained = (
+        compile_report(folder, max_drop="20%", labels=folder / "labels.npy", heal=heal) for heal in (None, "160")
+    )
+    assert all(point.healed is None for point in plain.frontier)
+    tried = [point for point in trained.frontier if point.healed is not None]
+    assert tried
+    # A state that is no better is not used, and sketches are fitted, which the other column is not.
+    assert all(point.healed >= point.metric - 0.05 for point in tried if point.metric and point.healed)
+    assert trained.healing is not None
+    assert trained.healing.steps <= 80, "half of the limit is for the point that is made"
+    assert trained.timings[0].speedup >= 0.98 * plain.timings[0].speedup
+
+
+def test_what_is_fast_enough_is_trained_in_the_end(folder: Path) -> None:
+    pytest.importorskip("torch")
+    report = compile_report(folder, speedup=2, labels=folder / "labels.npy", heal="40")
+    assert report.healing is not None and report.healing.steps == 40
+    assert min(timing.speedup for timing in report.timings) >= 2
+    (at,) = [number for number, point in enumerate(report.frontier) if point.healed is not None]
+    assert report.frontier[at].chosen
+
+
+def compile_report(folder: Path, **chosen: Any) -> Report:
+    with compiling(folder, **chosen) as compiled:
+        return compiled.report
+
+
 # ---- Another point ----
 
 

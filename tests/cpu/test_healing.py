@@ -20,7 +20,7 @@ from sparsec.compiler.config import Tune
 from sparsec.compiler.context import Silent
 from sparsec.compiler.exporter import session_source
 from sparsec.compiler.frontend import read
-from sparsec.compiler.healing import Limit, make_trainer, with_vectors
+from sparsec.compiler.healing import Limit, check_operators, make_trainer, with_vectors
 from sparsec.compiler.machine import Cpu
 from sparsec.compiler.runtime import random_feeds, run_session
 from sparsec.ir import SparsecError, UsageError, parse_pattern
@@ -153,16 +153,14 @@ def test_an_operator_without_a_mapping_is_named() -> None:
     graph = helper.make_graph(nodes, "odd", [x], [y], [weight])
     opsets = [helper.make_opsetid("", 17), helper.make_opsetid("somebody", 1)]
     program = read(helper.make_model(graph, ir_version=8, opset_imports=opsets))
-    samples = Samples("data", [{"x": np.ones((2, 4), np.float32)}], None, {"x": 0})
     with pytest.raises(SparsecError, match=r"node 'odd' \(Det2\): there is no mapping of the operator somebody::Det2"):
-        make_trainer(program, pruned(program, "block:1x1"), samples, 0, 1)
+        check_operators(program.model)
 
 
 def test_without_pytorch_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)
-    program = read(mlp((32, 64, 10)))
     with pytest.raises(SparsecError, match=r"pip install 'sparsec\[torch\]'"):
-        make_trainer(program, pruned(program), Samples("data", []), 0, 1)
+        check_operators(read(mlp((32, 64, 10))).model)
 
 
 # ---- Batches ----
