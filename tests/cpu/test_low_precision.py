@@ -136,7 +136,8 @@ def test_rounding_is_fitted_with_data(tmp_path: Path, data: str, monkeypatch: py
     assert fitted - pruned < 0.7 * (error(values="codebook16") - pruned)
 
 
-def nearest(weight: Any, mask: Any, reference: Any, statistics: Any, values: Any) -> tuple[Any, Any]:
+def nearest(weight: Any, mask: Any, reference: Any, statistics: Any, values: Any, table: Any) -> tuple[Any, Any]:
+    assert table is None, "the layers came as floats"
     table = values.fit(weight, statistics.diagonal)
     return values.round(weight, table), table
 
