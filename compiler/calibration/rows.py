@@ -95,8 +95,9 @@ def _kernel(layer: Layer) -> tuple[int, ...]:
     found = tuple(attribute(layer.nodes[0], "kernel_shape", ()))
     value = layer.nodes[0].inputs[1]
     assert value is not None
-    if not found and value.shape is not None:
-        found = tuple(int(size) for size in value.shape.numpy()[2:])
+    shape = value.shape if value.const_value is None else value.const_value.shape
+    if not found and shape is not None:
+        found = tuple(int(size) for size in shape.numpy()[2:])
     return found
 
 

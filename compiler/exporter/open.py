@@ -10,7 +10,7 @@ import onnx_ir
 
 from ..frontend.constants import Constants
 from ..frontend.weights import from_matrix, weight_index
-from .rewrite import bias_place, bias_shape
+from .rewrite import bias_place, bias_shape, data_type
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -76,7 +76,7 @@ def open_model(program: Program, layers: Sequence[Layer], watched: bool) -> Open
         if layer.x not in taps:
             x = node.inputs[list(layer.nodes[0].inputs).index(layer.x)]
             assert x is not None and x.name is not None
-            taps[layer.x] = _tap(model, x, node, f"sparsec.x.{number}") if watched else x.name
+            taps[layer.x] = _tap(model, x, node, f"sparsec.x.{number}", data_type(layer)) if watched else x.name
         opened.x[layer.name] = taps[layer.x]
         index = weight_index(layer)
         raw = constants.array(layer.nodes[0].inputs[index])
@@ -93,11 +93,14 @@ def open_model(program: Program, layers: Sequence[Layer], watched: bool) -> Open
     return opened
 
 
-def _tap(model: onnx_ir.Model, x: onnx_ir.Value, user: onnx_ir.Node, name: str) -> str:
-    """One more output that is `x`, through an Identity: `x` may be an input or an output of the model already."""
+def _tap(model: onnx_ir.Model, x: onnx_ir.Value, user: onnx_ir.Node, name: str, dtype: onnx_ir.DataType) -> str:
+    """One more output that is `x`, through an Identity: `x` may be an input or an output of the model already.
+
+    Where the model does not say what `x` is, it has the type `dtype`, as what it is multiplied by.
+    """
     node = onnx_ir.node("Identity", [x])
     node.outputs[0].name = name
-    node.outputs[0].type = x.type or onnx_ir.TensorType(onnx_ir.DataType.FLOAT)
+    node.outputs[0].type = x.type or onnx_ir.TensorType(dtype)
     model.graph.insert_before(user, node)
     model.graph.outputs.append(node.outputs[0])
     return name

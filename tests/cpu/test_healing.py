@@ -310,6 +310,59 @@ def test_what_is_no_better_is_not_used(folder: Path, monkeypatch: pytest.MonkeyP
     assert np.array_equal(compiled.run(feeds)["output"], healed(folder, heal="1").run(feeds)["output"])
 
 
+CONVOLUTIONS = """<ir_version: 8, opset_import: ["" : 17]>
+convolutions (float[1, 3, 12, 12] x) => (float[1, 10] y) {
+    a = Conv <pads = [1, 1, 1, 1]> (x, w1)
+    b = BatchNormalization (a, scale, shift, mean, var)
+    c = Relu (b)
+    d = Conv <pads = [1, 1, 1, 1], strides = [2, 2]> (c, w2, b2)
+    e = HardSwish (d)
+    f = GlobalAveragePool (e)
+    g = Reshape (f, shape)
+    y = Gemm <transB = 1> (g, w3, b3)
+}"""
+HALF = """<ir_version: 8, opset_import: ["" : 17]>
+half (float16[N, 32] x) => (float16[N, 8] y) {
+    a = MatMul (x, w1)
+    b = Add (a, b1)
+    c = Tanh (b)
+    y = MatMul (c, w2)
+}"""
+
+
+@pytest.mark.parametrize(
+    ("text", "tensors", "shape", "dtype"),
+    [
+        (
+            CONVOLUTIONS,
+            {"w1": (16, 3, 3, 3), "scale": (16,), "shift": (16,), "mean": (16,), "var": (16,)}
+            | {"w2": (32, 16, 3, 3), "b2": (32,), "w3": (10, 32), "b3": (10,)},
+            (1, 3, 12, 12),
+            np.float32,
+        ),
+        (HALF, {"w1": (32, 64), "b1": (64,), "w2": (64, 8)}, (1, 32), np.float16),
+    ],
+    ids=["batch norm, one sample at once, no kernel_shape", "half precision"],
+)
+def test_other_kinds_of_models(text: str, tensors: Any, shape: Any, dtype: Any, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    model = onnx.parser.parse_model(text)
+    for name, size in tensors.items():
+        # Positive, so that it may be a variance.
+        array = np.abs(rng.standard_normal(size)) + 0.1 if name == "var" else 0.3 * rng.standard_normal(size)
+        model.graph.initializer.append(numpy_helper.from_array(array.astype(dtype), name))
+    if text is CONVOLUTIONS:
+        model.graph.initializer.append(numpy_helper.from_array(np.array([1, 32]), "shape"))
+    runs = [{"x": rng.standard_normal(shape).astype(dtype)} for _ in range(40)]
+    compiled = healed(
+        tmp_path, model, calib=runs, sparsity=None, layer_sparsity=(("*", 0.5),), heal="12", pattern="block:2x1"
+    )
+    record = compiled.report.healing
+    assert record is not None
+    assert (record.steps, record.samples) == (12, 32)
+    assert record.before is not None and record.after is not None and record.after >= record.before
+
+
 def test_one_run_has_nothing_to_hold_back(tmp_path: Path) -> None:
     np.savez(tmp_path / "data.npz", input=X[:1])
     with pytest.raises(
