@@ -33,6 +33,7 @@ from tasks import TASKS, Run
 
 from sparsec import CompileConfig, SparsecError
 from sparsec.compiler.context import Silent, make_context
+from sparsec.compiler.decide import STEADY
 from sparsec.compiler.driver import relative_error
 from sparsec.compiler.exporter import session_source
 from sparsec.compiler.frontend import read
@@ -144,8 +145,11 @@ def tables(rows: list[Row]) -> str:
 
 
 def _speed(row: Row, batch: int) -> str:
+    """The speedup; quartiles as far apart as decisions do not keep them say how busy the machine was, not how fast."""
     found = row.get(f"batch {batch}")
-    return "-" if found is None else f"{found[0]:.2f}x ({found[1]:.2f} to {found[2]:.2f})"
+    if found is None:
+        return "-"
+    return f"{found[0]:.2f}x" if found[2] < STEADY * found[1] else "unsteady"
 
 
 def store(path: Path, rows: list[Row]) -> list[Row]:

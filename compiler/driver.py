@@ -32,7 +32,7 @@ from .machine import Cpu, Machine
 from .outcome import Outcome, decide
 from .plan import Candidate, Plan, make_plan, with_weights
 from .probe import Workload, probe
-from .removal import Removed, remove_channels
+from .removal import Removed, check_structured, remove_channels
 from .report import DenseInt8, Fidelity, Quality, Report, SurveyPoint, Verification
 from .runtime import run_session
 
@@ -200,7 +200,7 @@ def _check(config: CompileConfig) -> None:
     if config.pick is not None and not config.budgeted:
         raise UsageError("--pick chooses a point of the frontier of --speedup or --max-drop: add the one it came from")
     if config.structured:
-        _check_structured(config)
+        check_structured(config)
     wanted = Floats("bfloat16") if config.activations == "bf16" else Int8()
     if config.activations != "auto" and wanted not in config.kinds:
         raise UsageError(
@@ -227,29 +227,6 @@ def _check(config: CompileConfig) -> None:
     for option, given in needing.items():
         if given:
             raise UsageError(f"{option} needs calibration data: add --calib DATA")
-
-
-def _check_structured(config: CompileConfig) -> None:
-    """Refuse what goes with zeros in weights only."""
-    if config.sparsity is None and not config.budgeted:
-        raise UsageError(
-            "--pattern structured: say how much of the model goes: --sparsity, such as 0.3 of the weights, or with "
-            "--calib --speedup, such as 1.5, or --max-drop, such as 1%"
-        )
-    for name, share in config.layer_sparsity:
-        if share:
-            raise UsageError(
-                f"--sparsity {name}={share:g}: with --pattern structured {name}=0 keeps a layer's outputs, "
-                "other shares are for the whole model"
-            )
-    for option, given in (
-        (f"--values {config.values}", config.quantizes),
-        (f"--method {config.method}", config.method != AUTO),
-        ("--prune-all", config.prune_all),
-        ("--heal", config.heal is not None),
-    ):
-        if given:
-            raise UsageError(f"{option} is for weights with zeros; --pattern structured leaves whole channels out")
 
 
 def _remove_channels(program: Program, context: Context) -> Removed | None:

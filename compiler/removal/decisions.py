@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from ...ir import Layer
 
 
-def removal_decision(layer: Layer, left: Layer, decision: Decision, declined: Mapping[str, str]) -> Decision:
+def removal_decision(
+    layer: Layer, left: Layer, decision: Decision, declined: Mapping[str, str], otherwise: str
+) -> Decision:
     """The record of a layer of the model as it came.
 
     Args:
@@ -23,12 +25,13 @@ def removal_decision(layer: Layer, left: Layer, decision: Decision, declined: Ma
         left: what is left of it.
         decision: of what is left, as a layer of the smaller model.
         declined: by layer name why none of its outputs can go.
+        otherwise: why a layer of which outputs could go stays as it is.
     """
     why = declined.get(layer.name, "")
     if left.weight.shape == layer.weight.shape:
         if decision.choice == "sparse":
             return decision
-        return dense_decision(layer, why or "its channels are worth more than others")
+        return dense_decision(layer, why or otherwise)
     gone = [before - after for before, after in zip(layer.weight.shape, left.weight.shape, strict=True)]
     both = zip(gone, layer.weight.shape, ("outputs", "inputs"), strict=True)
     sides = " and ".join(f"{n} of {size} {side}" for n, size, side in both if n)

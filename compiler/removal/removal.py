@@ -84,13 +84,18 @@ class Removal:
         self._layers = {layer.name: layer for layer in self.program.layers}
         self.channels = find_channels(self.program)
         found = removable(self.channels)
-        self.declined = dict(found.declined)
-        self._dimensions = [d for d in found.dimensions if counts(d, self._layers) and not self._excepted(d)]
+        asked = {name: "its outputs stay, as was asked for" for name in self._layers if self._stays(name)}
+        self.declined = {**found.declined, **asked}
+        self._dimensions = [
+            dimension
+            for dimension in found.dimensions
+            if counts(dimension, self._layers) and not any(place.name in asked for place in dimension.rows)
+        ]
         self.judge: Judge | None = None
         self.samples: Samples | None = None
         self._known: dict[str, Statistics] | None = None
         self._means: dict[str, NDArray[np.float64]] = {}
-        if context.config.calib is not None:
+        if context.config.calib is not None and self._dimensions:
             self._open()
         self.cuts: dict[Dimension, tuple[Cut, ...]] = self._measured()
 
@@ -123,11 +128,15 @@ class Removal:
                 better = self._repaired(kept, weights)
                 other = self._cut_down(kept, better)
                 found = self.judge.compare(self._model(other))
-                if found[0] < error:
+                if self._worth(*found) < self._worth(error, value):
                     weights, program, (error, value) = better, other, found
         biases = {name: new.bias for name, new in weights.items() if new.bias is not None}
         masked = export(self._masked(kept), {}, {name: new.matrix for name, new in weights.items()}, biases)
         return Smaller(program, masked, kept, error, value)
+
+    def _worth(self, error: float, value: float | None) -> tuple[bool, float]:
+        """The less the better: few samples can be fitted too closely, the data that was held back tells."""
+        return value is None or self.judge is None or not self.judge.allows(value), error
 
     def _open(self) -> None:
         """Read the data, and run the model on it."""
@@ -150,10 +159,10 @@ class Removal:
         separate = config.eval_data is not None
         self.judge = Judge(self._model(self.program), samples, held_back, separate, config.metric, config.drop_limit)
 
-    def _excepted(self, dimension: Dimension) -> bool:
-        """Whether the user wants to keep the outputs of a layer that makes it."""
-        wanted = (self._context.config.wanted_sparsity(place.name) for place in dimension.rows)
-        return any(named and share == 0 for share, named in wanted)
+    def _stays(self, name: str) -> bool:
+        """Whether the user wants to keep the outputs of this layer."""
+        share, named = self._context.config.wanted_sparsity(name)
+        return named and share == 0
 
     def _measured(self) -> dict[Dimension, tuple[Cut, ...]]:
         progress = self._context.progress

@@ -66,8 +66,15 @@ class Removed:
         """One a layer of the program as it came, from those of what goes on."""
         left = {layer.name: layer for layer in self.program.layers}
         found = {decision.layer: decision for decision in decisions}
-        declined = self.removal.declined
-        return tuple(removal_decision(one, left[one.name], found[one.name], declined) for one in dense.layers)
+        otherwise = (
+            "channels of other layers are worth less"
+            if self.masked is not None
+            else "no channel was left out of the model"
+        )
+        return tuple(
+            removal_decision(one, left[one.name], found[one.name], self.removal.declined, otherwise)
+            for one in dense.layers
+        )
 
 
 @dataclass(frozen=True, eq=False)

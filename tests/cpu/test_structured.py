@@ -127,6 +127,11 @@ def test_nothing_that_can_go(options: dict[str, Any], smaller_wins: None) -> Non
     assert "'/fc1/Gemm': its outputs stay: they are those of the model's output 'output'" in result.report.missed
 
 
+def test_nothing_that_can_go_with_data(options: dict[str, Any], smaller_wins: None) -> None:
+    config = CompileConfig(max_drop="1%", calib=[{"input": np.ones((2, 16), np.float32)}] * 3, **options)
+    assert "no channel can be left out of this model" in sparsec.compile(mlp((16, 10)), config).report.missed
+
+
 def test_as_much_as_there_is(options: dict[str, Any], smaller_wins: None) -> None:
     result = sparsec.compile(redundant(), CompileConfig(sparsity=0.99, **options))
     assert any("is all that can be left out; 99% was asked for" in note for note in result.report.notes)
@@ -145,6 +150,17 @@ def test_a_speedup_is_reached_with_the_least_error(options: dict[str, Any], as_f
     assert missed.timings[0].speedup == max(point.speedups[0] for point in missed.frontier)
 
 
+def test_another_point_is_picked(options: dict[str, Any], as_fast_as_it_is_small: None) -> None:
+    def report(pick: int) -> Any:
+        return sparsec.compile(redundant(), CompileConfig(speedup=1.4, pick=pick, calib=samples(), **options)).report
+
+    for pick in (0, 2, 99):
+        found = report(pick)
+        chosen = [i for i, point in enumerate(found.frontier) if point.chosen]
+        assert chosen == [min(pick, len(found.frontier) - 1)] and not found.missed
+        assert bool(found.smaller_layers) == bool(pick)
+
+
 def test_a_limit_on_the_metric_is_kept(options: dict[str, Any], as_fast_as_it_is_small: None) -> None:
     config = CompileConfig(max_drop="1%", metric="cosine", calib=samples(), **options)
     report = sparsec.compile(redundant(), config).report
@@ -159,6 +175,7 @@ def test_a_limit_on_the_metric_is_kept(options: dict[str, Any], as_fast_as_it_is
 def test_a_layer_can_be_kept(options: dict[str, Any], smaller_wins: None) -> None:
     config = CompileConfig(sparsity=0.5, layer_sparsity=(("/fc1/*", 0.0),), **options)
     first, second, _ = sparsec.compile(mlp((64, 128, 96, 10)), config).report.decisions
+    assert first.reason == "its outputs stay, as was asked for"
     assert first.shape_after is None and second.shape_after is not None and second.shape_after[1] == 128
 
 

@@ -1,0 +1,38 @@
+"""Which options go with `structured`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ...ir import UsageError
+from ...passes.solve import AUTO
+
+if TYPE_CHECKING:
+    from ..config import CompileConfig
+
+
+def check_structured(config: CompileConfig) -> None:
+    """Refuse what goes with zeros in weights only.
+
+    Raises:
+        UsageError: an option has no meaning where channels are left out, or nothing says how many.
+    """
+    if config.sparsity is None and not config.budgeted:
+        raise UsageError(
+            "--pattern structured: say how much of the model goes: --sparsity, such as 0.3 of the weights, or with "
+            "--calib --speedup, such as 1.5, or --max-drop, such as 1%"
+        )
+    for name, share in config.layer_sparsity:
+        if share:
+            raise UsageError(
+                f"--sparsity {name}={share:g}: with --pattern structured {name}=0 keeps a layer's outputs, "
+                "other shares are for the whole model"
+            )
+    for option, given in (
+        (f"--values {config.values}", config.quantizes),
+        (f"--method {config.method}", config.method != AUTO),
+        ("--prune-all", config.prune_all),
+        ("--heal", config.heal is not None),
+    ):
+        if given:
+            raise UsageError(f"{option} is for weights with zeros; --pattern structured leaves whole channels out")
