@@ -13,7 +13,8 @@ from ...ir import LayerKind, Program
 from ...passes.allocate import Choice, allocate
 from ...passes.channels import find_channels
 from ...passes.remove import layer_indices, mask_recurrence, mask_weights, removable, remove
-from ...passes.solve import Statistics, least_squares
+from ...passes.solve import Statistics
+from ...passes.solve.least_squares import least_squares
 from ..budget.data import open_data
 from ..budget.judge import Judge
 from ..budget.sensitivity import error_meter

@@ -1,7 +1,7 @@
 """Weights and masks that keep a layer's outputs: post-training pruning against calibration data, one method a file."""
 
 from .coupled import Reader, coupled_order
-from .least_squares import Moments, least_squares, refit
+from .least_squares import Moments, refit
 from .methods import AUTO, METHODS, SECONDS, choose, solve, solve_all
 from .problem import Problem
 from .rounding import round_weights
@@ -18,7 +18,6 @@ __all__ = [
     "choose",
     "coupled_order",
     "error",
-    "least_squares",
     "refit",
     "round_weights",
     "solve",

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sparsec.ir import SparsecError
-from sparsec.passes.solve import Reader, Statistics, coupled_order, least_squares
+from sparsec.passes.solve import Reader, Statistics, coupled_order
+from sparsec.passes.solve.least_squares import least_squares
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
