@@ -44,8 +44,7 @@ class Batch:
         """What `function` makes of the samples, along the first axis."""
         if not self.mapped:
             return function({**self.stacked, **self.shared})
-        mapped = torch.vmap(lambda stacked: function({**stacked, **self.shared}))
-        return {name: x.flatten(0, 1) if x.dim() > 1 else x for name, x in mapped(self.stacked).items()}
+        return _flat(torch.vmap(lambda stacked: function({**stacked, **self.shared}))(self.stacked))
 
     def feeds(self) -> list[dict[str, Array]]:
         """One dictionary of arrays for each run that the model would need."""
@@ -59,8 +58,14 @@ class Batch:
     @property
     def keep(self) -> Tensor | None:
         """Which tokens [samples, tokens] count, by an input that calls itself a mask, as `calibration.masks` has it."""
-        found = masks({name: x.flatten(0, 1).numpy() if self.mapped else x.numpy() for name, x in self.stacked.items()})
+        inputs = _flat(self.stacked) if self.mapped else self.stacked
+        found = masks({name: x.numpy() for name, x in inputs.items()})
         return None if found is None else torch.from_numpy(found)
+
+
+def _flat(mapped: Tensors) -> Tensors:
+    """[samples, batch of one sample, ...] as [samples, ...]."""
+    return {name: x.flatten(0, 1) if x.dim() > 1 else x for name, x in mapped.items()}
 
 
 @dataclass(frozen=True)
@@ -89,9 +94,11 @@ class Batches:
 
     def __init__(self, samples: Samples) -> None:
         groups: dict[tuple[Any, ...], list[int]] = {}
+        axes = _axes(samples)
         for number, feeds in enumerate(samples.runs):
-            groups.setdefault(_shapes(feeds, samples.axes), []).append(number)
-        self._groups = [_group(samples, numbers) for numbers in groups.values()]
+            label = None if samples.labels is None else np.atleast_1d(samples.labels[number]).shape[1 if axes else 0 :]
+            groups.setdefault((_shapes(feeds, axes), label), []).append(number)
+        self._groups = [_group(samples, numbers, axes) for numbers in groups.values()]
         self.count = sum(group.count for group in self._groups)
 
     def first(self, size: int) -> list[Batch]:
@@ -119,24 +126,31 @@ def _shapes(feeds: Mapping[str, Array], axes: Mapping[str, int]) -> tuple[Any, .
     )
 
 
-def _group(samples: Samples, numbers: list[int]) -> _Group:
+def _axes(samples: Samples) -> dict[str, int]:
+    """By input, the axis along which runs can be joined to one larger run; empty where they cannot."""
+    first = samples.runs[0]
+    for run in samples.runs:
+        sizes = {run[name].shape[axis] for name, axis in samples.axes.items()}
+        others = (name for name in run if name not in samples.axes)
+        if len(sizes) != 1 or not all(np.array_equal(run[name], first[name]) for name in others):
+            return {}
+    return dict(samples.axes)
+
+
+def _group(samples: Samples, numbers: list[int], axes: Mapping[str, int]) -> _Group:
     runs = [samples.runs[i] for i in numbers]
     labels = None if samples.labels is None else [np.atleast_1d(samples.labels[i]) for i in numbers]
-    same = {name for name in runs[0] if all(np.array_equal(run[name], runs[0][name]) for run in runs)}
-    joined = bool(samples.axes) and all(name in samples.axes or name in same for name in runs[0])
-    if joined:
-        axes = dict(samples.axes)
+    if axes:
         stacked = {name: np.concatenate([run[name] for run in runs], axis) for name, axis in axes.items()}
-        count = min(stacked[name].shape[axis] for name, axis in axes.items())
         together = None if labels is None else np.concatenate(labels)
+        count = sum(run[name].shape[axis] for run in runs for name, axis in [*axes.items()][:1])
     else:
-        varying = [name for name in runs[0] if name not in same] or list(runs[0])[:1]
-        axes = dict.fromkeys(varying, 0)
-        stacked = {name: np.stack([run[name] for run in runs]) for name in varying}
-        count = len(runs)
+        varying = [name for name in runs[0] if any(not np.array_equal(run[name], runs[0][name]) for run in runs)]
+        stacked = {name: np.stack([run[name] for run in runs]) for name in varying or [*runs[0]][:1]}
         together = None if labels is None else np.stack(labels)
+        count = len(runs)
     shared = {name: array for name, array in runs[0].items() if name not in stacked}
-    return _Group(stacked, axes, shared, not joined, together, count)
+    return _Group(stacked, dict(axes) or dict.fromkeys(stacked, 0), shared, not axes, together, count)
 
 
 def _tensors(arrays: Mapping[str, Array]) -> Tensors:
