@@ -61,6 +61,7 @@ class Layer:
         fixed: whether the operator multiplies integers itself (QLinearMatMul), so that no weight can be fitted to what
             flows in; X and `x` then are codes.
         dynamic: whether X is rounded by a scale that is found when the model runs (DynamicQuantizeLinear).
+        product: of such a layer what its operator of integers makes, in floats: before what was fused to it.
     """
 
     name: str
@@ -86,6 +87,7 @@ class Layer:
     y_codes: onnx_ir.Value | None = None
     fixed: bool = False
     dynamic: bool = False
+    product: onnx_ir.Value | None = None
 
     @property
     def out_features(self) -> int:

@@ -94,8 +94,12 @@ def export(
         if layer.name in ops:
             rewriter.make_sparse(layer if bias is None else replace(layer, bias=bias), ops[layer.name])
         elif layer.name in weights:
+            rounds = layer.name in rounded and rounded[layer.name].x != "float" and layer.x_grid is None
+            if rounds and layer.fixed:
+                rewriter.round_product(layer, weights[layer.name])
+                continue
             rewriter.set_weight(layer, weights[layer.name])
-            if layer.name in rounded and rounded[layer.name].x != "float" and layer.x_grid is None and not layer.fixed:
+            if rounds:
                 rewriter.round_input(layer, rounded[layer.name])
             if bias is not None:
                 rewriter.set_bias(layer, bias)
@@ -275,6 +279,24 @@ class _Rewriter:
             rounded = self._on_rows(x, layer, new) if op.x_grid is None else self._on_grid(x, op.x_grid, layer, new)
         self._graph.insert_before(node, new)
         node.replace_input_with(index, rounded)
+
+    def round_product(self, layer: Layer, matrix: NDArray[np.float32]) -> None:
+        """In the place of a product of integers that one scale rounds X for: that of each row's own, in floats."""
+        first = self._node[layer.nodes[0]]
+        codes = first.inputs[layer.nodes[0].inputs.index(layer.x)]
+        assert codes is not None and layer.product is not None, "the layer is dynamic"
+        last = layer.product.producer()
+        assert last is not None
+        new: list[onnx_ir.Node] = []
+        rounded = self._on_rows(self._floats(codes, layer, new), layer, new)
+        weight = self._initializer(f"{layer.name}.weight", np.ascontiguousarray(matrix.T))
+        product = self._step("MatMul", [rounded, weight], layer, new)
+        if last is layer.nodes[0] and layer.bias is not None:  # the operator adds it itself
+            product = self._step("Add", [product, self._initializer(f"{layer.name}.bias", layer.bias)], layer, new)
+        old = self._node[last].outputs[0]
+        self._graph.insert_after(self._node[last], new)
+        _take_over(old, product)
+        self._drop_if_unused([old])
 
     def _on_grid(self, x: onnx_ir.Value, grid: Grid, layer: Layer, new: list[onnx_ir.Node]) -> onnx_ir.Value:
         scale = self._initializer(f"{layer.name}.x_scale", np.array(grid.scale, dtype=np.float32))

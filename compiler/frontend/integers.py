@@ -122,7 +122,9 @@ class _Growth:
             if isinstance(layer, str) or layer.obstacle:
                 return layer
             layer = step(layer)
-        return layer
+        if isinstance(layer, str) or not layer.dynamic:
+            return layer
+        return replace(layer, product=layer.nodes[-1].outputs[0])
 
     def _input(self, layer: Layer) -> Layer | str:
         """X: codes on one grid, or rounded when the model runs."""

@@ -453,6 +453,9 @@ INTEGERS = {
 }
 
 
+DYNAMIC_FORMS = [name for name, (_, _, words, _) in INTEGERS.items() if "when it runs" in words]
+
+
 @pytest.mark.parametrize("name", INTEGERS)
 def test_products_of_integers(name: str) -> None:
     body, (inputs, outputs), words, sparse_nodes = INTEGERS[name]
@@ -492,6 +495,24 @@ def test_a_product_of_integers_takes_new_codes() -> None:
     kept = next(onnx.numpy_helper.to_array(t) for t in changed.graph.initializer if t.name.startswith("Wt"))
     np.testing.assert_array_equal(kept, np.where(np.arange(12)[:, None] < 8, CODES.T, 0))
     assert [node.op_type for node in changed.graph.node] == [node.op_type for node in model.graph.node]
+
+
+@pytest.mark.parametrize("name", DYNAMIC_FORMS)
+def test_the_reference_rounds_row_by_row(name: str) -> None:
+    """What the artifact is checked against, where one scale rounds all rows and the sparse operator each by its own."""
+    body, (_, outputs), _, _ = INTEGERS[name]
+    model = build(body, "float[3,12] f", outputs.replace("[1,", "[3,"))
+    program = read(model)
+    (layer,) = program.layers
+    ops = sparse(program)
+    reference = export(program, {}, {layer.name: layer.weight}, {}, ops)
+    rows = np.random.default_rng(0).standard_normal((3, 12)) * [[1], [30], [0.01]]
+    feeds = {"f": rows.astype(np.float32)}
+    ours, expected = run(export(program, ops), feeds), run_dense(onnx_ir.to_proto(reference), feeds)
+    for actual, right in zip(ours, expected, strict=True):
+        np.testing.assert_allclose(actual, right, rtol=1e-5, atol=1e-5 * np.abs(right).max())
+    # One scale for all leaves nothing of the last row.
+    assert not np.allclose(run_dense(model, feeds)[0][2], expected[0][2], rtol=1e-3, atol=0)
 
 
 def test_weights_of_integer_operators_cannot_be_fitted(tmp_path: Path) -> None:
@@ -534,13 +555,19 @@ class _Sparse(OpRun):  # type: ignore[misc]
         kind, shared = (Floats(), np.zeros(0)) if table is None else (Int8(), table.reshape(-1, 1))
         matrix = SparseMatrix(pattern, shape, values, indices, indptr, kind, shared, together=together)
         if a.get("products"):
-            grid = Grid(a["x_scale"], a["x_zero_point"]) if a["x"] != "dynamic" else Grid.spanning(x.min(), x.max())
             assert x.dtype == (np.uint8 if a["x"] == "uint8" else np.float32)
-            codes = x if a["x"] == "uint8" else np.rint(grid.round(x) / np.float32(grid.scale)) + grid.zero_point
             whole = np.rint(matrix.to_dense().astype(np.float64) / matrix.table)
             np.testing.assert_array_equal(sums, whole.sum(axis=1))
-            exact = codes.astype(np.int64) @ whole.T.astype(np.int64) - sums * grid.zero_point
-            y = exact.astype(np.float32) * (matrix.table[:, 0] * np.float32(grid.scale))
+
+            def product(x: np.ndarray, grid: Grid) -> np.ndarray:
+                codes = x if a["x"] == "uint8" else np.rint(grid.round(x) / np.float32(grid.scale)) + grid.zero_point
+                exact = codes.astype(np.int64) @ whole.T.astype(np.int64) - sums * grid.zero_point
+                return exact.astype(np.float32) * (matrix.table[:, 0] * np.float32(grid.scale))
+
+            if a["x"] == "dynamic":
+                y = np.concatenate([product(row[None], Grid.spanning(row.min(), row.max())) for row in x])
+            else:
+                y = product(x, Grid(a["x_scale"], a["x_zero_point"]))
         else:
             y = x @ matrix.to_dense().T
         y = y if bias is None else y + bias
