@@ -23,7 +23,7 @@ from typing import Any
 import onnx
 import onnxruntime
 from ffn import cpu_name
-from minilm_low_precision import Once, run_batches, timing_feeds
+from minilm_low_precision import quantize_products, timing_feeds
 
 import sparsec
 from sparsec.compiler.config import Tune
@@ -66,24 +66,14 @@ def prune(source: Path, target: Path) -> None:
 
 def quantise(source: Path, target: Path, form: str) -> None:
     """By ONNX Runtime's tool: weights by output where the form can have that, activations as uint8."""
-    from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_dynamic, quantize_static
+    from onnxruntime.quantization import QuantType, quantize_dynamic
 
+    if form != "dynamic":
+        quantize_products(str(source), str(target), form)
+        return
     logging.disable(logging.WARNING)
     try:
-        if form == "dynamic":
-            quantize_dynamic(source, target, weight_type=QuantType.QInt8, per_channel=True)
-            return
-        quantize_static(
-            source,
-            target,
-            Once(run_batches()),
-            quant_format=QuantFormat[form],
-            op_types_to_quantize=["MatMul"],
-            per_channel=True,
-            activation_type=QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
-            calibrate_method=CalibrationMethod.Percentile,
-        )
+        quantize_dynamic(source, target, weight_type=QuantType.QInt8, per_channel=True)
     finally:
         logging.disable(logging.NOTSET)
 

@@ -67,13 +67,13 @@ def dense_forms(folder: Path) -> Iterator[tuple[str, Callable[[], Any], Run]]:
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     source, feeds = str(TASK.model), timing_feeds()
-    runs = run_batches()
     quantize_dynamic(source, folder / "dynamic.onnx", weight_type=QuantType.QInt8, per_channel=True)
+    quantize_products(source, str(folder / "products.onnx"))
     paths = {
         "float32, ONNX Runtime": source,
         "int8 dynamic, ONNX Runtime": str(folder / "dynamic.onnx"),
-        "int8 static, ONNX Runtime": statically_quantized(source, runs, folder),
-        "int8 static of MatMul, ONNX Runtime": products_only(source, runs, folder),
+        "int8 static, ONNX Runtime": statically_quantized(source, run_batches(), folder),
+        "int8 static of MatMul, ONNX Runtime": str(folder / "products.onnx"),
     }
     for name, path in paths.items():
         session = open_session(path, THREADS)
@@ -111,18 +111,17 @@ class Once(CalibrationDataReader):  # type: ignore[misc]
         return next(self._left, None)
 
 
-def products_only(source: str, runs: list[Feeds], folder: Path) -> str:
-    """`quantize_static` of MatMul alone, ranges by percentile."""
+def quantize_products(source: str, target: str, form: str = "QDQ") -> None:
+    """`quantize_static` of MatMul alone, weights by output, activations as uint8 whose ranges are percentiles."""
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 
-    path = str(folder / "products.onnx")
     logging.disable(logging.WARNING)
     try:
         quantize_static(
             source,
-            path,
-            Once(runs),
-            quant_format=QuantFormat.QDQ,
+            target,
+            Once(run_batches()),
+            quant_format=QuantFormat[form],
             op_types_to_quantize=["MatMul"],
             per_channel=True,
             activation_type=QuantType.QUInt8,
@@ -131,7 +130,6 @@ def products_only(source: str, runs: list[Feeds], folder: Path) -> str:
         )
     finally:
         logging.disable(logging.NOTSET)
-    return path
 
 
 def sparse_forms(folder: Path) -> Iterator[tuple[str, float, Callable[[], Any], Run]]:
