@@ -55,5 +55,6 @@ def test_operators_compute_what_onnx_says() -> None:
             computed[case.model.graph.node[-1].op_type] += 1
     print(f"{computed.total()} cases of {len(computed)} operators; refused:", *refused, sep="\n")
     assert not wrong
+    assert not [line for line in refused if "gather" in line or "scatter" in line]
     assert computed.total() > 500, "too few cases ran for this test to mean anything"
     assert len(refused) < computed.total() / 10

@@ -12,6 +12,9 @@ from .call import axes_of, numbers, tensor_of
 if TYPE_CHECKING:
     from .call import Call, Op, Tensor
 
+# How updates are combined with what is there: PyTorch's names by ONNX's.
+_COMBINED = {"mul": "prod", "max": "amax", "min": "amin"}
+
 
 def constant(call: Call) -> Tensor:
     """Of any of the attributes that ONNX has for it."""
@@ -133,39 +136,36 @@ def gather_elements(call: Call, x: Tensor, index: Tensor) -> Tensor:
 
 
 def gather_nd(call: Call, x: Tensor, index: Tensor) -> Tensor:
-    """By tuples along the last axis of `index`.
-
-    Raises:
-        NotImplementedError: the first axes are a batch.
-    """
-    if call.get("batch_dims", 0):
-        raise NotImplementedError("batch_dims other than 0")
-    return x[tuple(index.to(torch.int64).unbind(-1))]
+    """By tuples along the last axis of `index`; the first axes may be a batch."""
+    batch, index = call.get("batch_dims", 0), index.to(torch.int64)
+    if not batch:
+        return x[tuple(index.unbind(-1))]
+    pairs = zip(x.flatten(0, batch - 1), index.flatten(0, batch - 1), strict=True)
+    found = torch.stack([one[tuple(at.unbind(-1))] for one, at in pairs])
+    return found.reshape(*index.shape[:batch], *found.shape[1:])
 
 
 def scatter_nd(call: Call, x: Tensor, index: Tensor, updates: Tensor) -> Tensor:
-    """Put slices in, or add them.
-
-    Raises:
-        NotImplementedError: another way of combining.
-    """
-    kind = call.get("reduction", "none")
-    if kind not in ("none", "add"):
-        raise NotImplementedError(f"reduction '{kind}'")
-    return x.index_put(tuple(index.to(torch.int64).unbind(-1)), updates, accumulate=kind == "add")
+    """Put slices in, or combine them with those that are there."""
+    kind, index = call.get("reduction", "none"), index.to(torch.int64)
+    if kind in ("none", "add"):
+        return x.index_put(tuple(index.unbind(-1)), updates, accumulate=kind == "add")
+    # As rows of a matrix, by one number each.
+    sizes = x.shape[: index.shape[-1]]
+    strides = [math.prod(sizes[axis + 1 :]) for axis in range(len(sizes))]
+    at = (torch.where(index < 0, index + torch.tensor(sizes), index) * torch.tensor(strides)).sum(-1).reshape(-1)
+    new = updates.reshape(len(at), -1)
+    rows = x.reshape(math.prod(sizes), -1)
+    return rows.scatter_reduce(0, at[:, None].expand_as(new), new, _COMBINED[kind]).reshape(x.shape)
 
 
 def scatter_elements(call: Call, x: Tensor, index: Tensor, updates: Tensor) -> Tensor:
-    """Put single numbers in along an axis, or add them.
-
-    Raises:
-        NotImplementedError: another way of combining.
-    """
+    """Put single numbers in along an axis, or combine them with those that are there."""
     kind, axis = call.get("reduction", "none"), call.get("axis", 0) % x.dim()
     index = torch.where(index < 0, index + x.shape[axis], index).to(torch.int64)
-    if kind not in ("none", "add"):
-        raise NotImplementedError(f"reduction '{kind}'")
-    return x.scatter_add(axis, index, updates) if kind == "add" else x.scatter(axis, index, updates)
+    if kind == "none":
+        return x.scatter(axis, index, updates)
+    return x.scatter_reduce(axis, index, updates, "sum" if kind == "add" else _COMBINED[kind])
 
 
 def expand(call: Call, x: Tensor, target: Tensor) -> Tensor:
@@ -184,7 +184,7 @@ def pad(
     """Negative pads cut; reflections and edges of any axes, one after the other.
 
     Raises:
-        NotImplementedError: an unknown mode.
+        ValueError: ONNX has no such mode.
     """
     found = (call.ints("pads") or call.ints("paddings") or []) if pads is None else numbers(pads)
     along = list(range(x.dim())) if axes is None else [axis % x.dim() for axis in numbers(axes)]
@@ -209,7 +209,7 @@ def _places(mode: str, length: int, low: int, high: int) -> Tensor:
     if mode == "wrap":
         return at % length
     if mode != "reflect":
-        raise NotImplementedError(f"mode '{mode}'")
+        raise ValueError(f"mode '{mode}', expected constant, reflect, edge or wrap")
     period = max(2 * (length - 1), 1)
     at = at % period
     return torch.where(at >= length, period - at, at)
