@@ -245,7 +245,8 @@ Pick = Annotated[
     typer.Option(
         metavar="N",
         min=0,
-        help="Make point N of the frontier that the same command showed; nothing is solved again.",
+        help="Make point N of the frontier that the same command showed; nothing is solved again, except with "
+        "--pattern structured.",
         show_default=False,
         rich_help_panel=_WHAT,
     ),

@@ -620,6 +620,7 @@ def test_each_layer_gets_its_zeros_and_its_bits(folder: Path) -> None:
         compiled.save(folder / "several")
     faster, forms = min(timing.speedup for timing in report.timings), {(d.values, d.pattern) for d in report.decisions}
     assert faster >= 5
+    assert {"int8", "codebook16"} & {values for values, _ in forms}, "all in float32"
     assert all(values != "int8" or "x4" in pattern for values, pattern in forms), "integers were not multiplied"
     # Pruned alone it would take more zeros, and more of the outputs.
     with compiling(folder, speedup=faster) as compiled:
