@@ -5,8 +5,9 @@
 All weights are pruned as in `run.py`, shares of zeros allocated over layers, channels reordered; then the kept weights
 are trained against the dense model on the task's training inputs, of which a fifth is held back to choose the best
 state. No test sample and no label takes part. Rows are those of `run.py`, before training (`allocated`) and after
-(`healed`), with what training took and the machine's load beside it: a time means little without. Several seeds give
-their mean. Rows of the same task, pattern and sparsity in the JSON file are replaced.
+(`healed`), with what training took and the machine's load beside it: a time means little without. `cpu_seconds` are of
+all threads, repair and judging included, and do not depend on the load: ten minutes on two cores are 1,200 of them.
+Several seeds give their mean. Rows of the same task, pattern and sparsity in the JSON file are replaced.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import argparse
 import json
 import os
 import tempfile
+import time
 from collections.abc import Iterator
 from datetime import date
 from importlib.metadata import version
@@ -39,7 +41,9 @@ def points(task: Task, seed: int, pattern: str, shares: list[float], limit: str,
         levels = sorted({*shares, *LEVELS})
         fit = fitting(task, task.training(seed), pattern, levels, True, Path(folder), heal=limit, threads=threads)
         for share in shares:
+            start = time.process_time()
             healed = fit.at_sparsity(share)
+            used = time.process_time() - start
             record = healed.healing
             assert record is not None, "it was asked for"
             common = {"model": task.name, "pattern": pattern, "sparsity_asked": share, "dense": dense, "seed": seed}
@@ -50,6 +54,7 @@ def points(task: Task, seed: int, pattern: str, shares: list[float], limit: str,
                 if method == "healed":
                     row |= {"heal": limit, "steps": record.steps, "samples": record.samples, "note": record.note}
                     row |= {"held_back": [record.before, record.after], "load": round(os.getloadavg()[1], 1)}
+                    row["cpu_seconds"] = round(used, 1)
                 print(row, flush=True)
                 yield row
 
