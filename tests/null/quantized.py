@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import onnx
@@ -20,9 +20,6 @@ from sparsec.compiler.plan import Candidate
 from sparsec.ir import BlockPattern, Grid, Layer, Program, SparseMatrix
 from sparsec.ir.sparse_matrix import DOT_INPUTS
 from sparsec.ir.values import Floats, Int8
-
-if TYPE_CHECKING:
-    pass
 
 # ---- Graphs ----
 

@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 import onnx_ir
 import pytest
+from quantized import CODES, assert_close, build, described, feeds_of, nodes, run, run_dense, sparse
 
 from sparsec.compiler.config import CompileConfig
 from sparsec.compiler.exporter import export
@@ -17,7 +18,6 @@ from sparsec.compiler.plan import make_plan
 if TYPE_CHECKING:
     from pathlib import Path
 
-from quantized import CODES, assert_close, build, described, feeds_of, nodes, run, run_dense, sparse
 
 DYNAMIC = "q, s, z = DynamicQuantizeLinear(f) p = MatMulInteger(q, Wt, z, z8) c = Cast<to: int = 1>(p)"
 CODED = "as int8, x x 0.05 128"

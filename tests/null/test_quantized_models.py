@@ -2,20 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import onnx
 import pytest
-
-from sparsec.compiler.config import CompileConfig
-from sparsec.compiler.frontend import read
-from sparsec.compiler.plan import make_plan
-from sparsec.ir import SparsecError
-
-if TYPE_CHECKING:
-    pass
-
 from quantized import (
     CODES,
     CONSTANTS,
@@ -33,6 +22,11 @@ from quantized import (
     describe,
     layers_of,
 )
+
+from sparsec.compiler.config import CompileConfig
+from sparsec.compiler.frontend import read
+from sparsec.compiler.plan import make_plan
+from sparsec.ir import SparsecError
 
 
 @pytest.mark.parametrize("name", FOUND)

@@ -8,23 +8,6 @@ import numpy as np
 import onnx
 import onnx_ir
 import pytest
-
-from sparsec.codegen.target import CpuTarget, Target
-from sparsec.codegen.target.cuda import TABLE
-from sparsec.compiler.config import CompileConfig
-from sparsec.compiler.exporter import SparseOp, export, layer_model
-from sparsec.compiler.formats import Form, pack
-from sparsec.compiler.frontend import read
-from sparsec.compiler.inspect import inspect
-from sparsec.compiler.plan import make_plan
-from sparsec.ir import BlockPattern
-from sparsec.ir.sparse_matrix import DOT_INPUTS
-from sparsec.ir.values import Int8
-from sparsec.passes.prune import prune_by_norm
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
 from quantized import (
     FLOATS,
     FOUND,
@@ -47,6 +30,22 @@ from quantized import (
     run_dense,
     sparse,
 )
+
+from sparsec.codegen.target import CpuTarget, Target
+from sparsec.codegen.target.cuda import TABLE
+from sparsec.compiler.config import CompileConfig
+from sparsec.compiler.exporter import SparseOp, export, layer_model
+from sparsec.compiler.formats import Form, pack
+from sparsec.compiler.frontend import read
+from sparsec.compiler.inspect import inspect
+from sparsec.compiler.plan import make_plan
+from sparsec.ir import BlockPattern
+from sparsec.ir.sparse_matrix import DOT_INPUTS
+from sparsec.ir.values import Int8
+from sparsec.passes.prune import prune_by_norm
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def test_codes_in_and_out() -> None:
