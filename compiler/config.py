@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from ..codegen.tune import Fleet, parse_fleet
 from ..ir import UsageError, parse_pattern
 from ..ir.values import Floats, Int8, Values, parse_values
 from ..passes.solve import AUTO, METHODS
@@ -67,6 +68,8 @@ class CompileConfig(BaseModel):
         batch: batch sizes that must all get faster. Empty: the model's own, or 1 where it is dynamic.
         dims: sizes of the model's other dynamic dimensions, by name; 128 where nothing is said.
         tune: how long to search for schedules.
+        tune_on: "tracker:HOST:PORT/KEY" of machines with the target's GPUs, on which schedules are measured where this
+            machine has none (see `sparsec serve`). Dense layers are then still predicted, and reports say so.
         tf32: let sparse float32 layers use TF32 tensor cores on GPUs, as ONNX Runtime's dense layers do unless told
             otherwise: faster in large batches, relative errors of 1e-3.
         prune_all: prune layers that stay dense too, as zeros in their dense weights.
@@ -105,6 +108,7 @@ class CompileConfig(BaseModel):
     batch: tuple[Annotated[int, Field(ge=1)], ...] = ()
     dims: dict[str, Annotated[int, Field(ge=1)]] = Field(default_factory=dict)
     tune: Tune = Tune.QUICK
+    tune_on: str | None = None
     tf32: bool = False
     prune_all: bool = False
     survey: bool = True
@@ -166,6 +170,14 @@ class CompileConfig(BaseModel):
         except UsageError as error:
             raise ValueError(str(error)) from error
 
+    @field_validator("tune_on")
+    @classmethod
+    def _known_fleet(cls, text: str | None) -> str | None:
+        try:
+            return None if text is None else str(parse_fleet(text))
+        except UsageError as error:
+            raise ValueError(str(error)) from error
+
     @field_validator("heal")
     @classmethod
     def _known_limit(cls, text: str | None) -> str | None:
@@ -224,6 +236,11 @@ class CompileConfig(BaseModel):
     def heal_limit(self) -> Limit | None:
         """`heal`, read."""
         return None if self.heal is None else parse_limit(self.heal)
+
+    @property
+    def fleet(self) -> Fleet | None:
+        """`tune_on`, read."""
+        return None if self.tune_on is None else parse_fleet(self.tune_on)
 
     @property
     def most_samples(self) -> int:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from ..codegen.target import Target, parse_target
-from ..codegen.tune import Database, Tuner, default_path
+from ..codegen.target import CudaTarget, Target, parse_target
+from ..codegen.tune import Database, Fleet, Tuner, default_path
 from ..ir import UsageError
 from .machine import Machine, find_machine, has_gpu
 
@@ -73,6 +74,28 @@ def make_context(config: CompileConfig, folder: Path, progress: Progress) -> Con
         raise UsageError(
             f"--speedup and --max-drop need times, and {target} is not this machine: compile there, or give --sparsity"
         )
+    fleet = config.fleet
+    if fleet is not None:
+        target = dataclasses.replace(target, cuda=_with_remote(target, fleet, config))
     path = default_path() if config.cache is None else config.cache / "tuning.sqlite"
-    tuner = Tuner(target, config.thread_count, config.tune.value, Database(path), config.tf32)
+    tuner = Tuner(target, config.thread_count, config.tune.value, Database(path), config.tf32, fleet=fleet)
     return Context(config, target, machine, tuner, folder, progress)
+
+
+def _with_remote(target: Target, fleet: Fleet, config: CompileConfig) -> tuple[CudaTarget, ...]:
+    """The target's GPUs, those that are not here as the fleet has them.
+
+    Raises:
+        UsageError: there is nothing to measure there.
+        SparsecError: the fleet cannot be reached.
+    """
+    if not target.cuda:
+        raise UsageError(f"--tune-on measures kernels for GPUs, and the target is {target}: add --target cuda:sm_90")
+    if config.tune.value == "off":
+        raise UsageError("--tune-on measures schedules, which --tune off forbids: leave one of them out")
+    there = fleet.gpus()
+    if not any(gpu.arch in there for gpu in target.cuda):
+        raise UsageError(
+            f"--tune-on {fleet}: the GPUs there are {', '.join(there) or 'none'}, and the target is {target}"
+        )
+    return tuple(gpu if gpu.device is not None else there.get(gpu.arch, gpu) for gpu in target.cuda)

@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 # Sparsities that the survey of a dense model measures.
 SURVEY = (0.5, 0.7, 0.8, 0.9)
 # What of the configuration is said by paths or objects of this machine.
-_LOCAL = {"cache", "inputs", "calib", "labels", "eval_data", "eval_labels", "metric", "solutions"}
+_LOCAL = {"cache", "inputs", "calib", "labels", "eval_data", "eval_labels", "metric", "solutions", "tune_on"}
 # Above this relative error against the dense model with the same weights an artifact is wrong, not merely rounded. Half
 # precision and 8 bits round before every operator, and a value near a tie goes either way.
 WRONG, WRONG_ROUNDED = 1e-2, 1e-1

@@ -24,6 +24,7 @@ class CudaTarget:
             and "bfloat16" on the tensor cores with float32 sums.
         model: the device that the last four are of, by its datasheet where `device` is None.
         device: number of the device in this machine that has this architecture; None where there is none.
+        remote: number of the device of another machine that kernels are measured on; None where there is none.
     """
 
     arch: str
@@ -35,6 +36,7 @@ class CudaTarget:
     flops: tuple[tuple[str, float], ...]
     model: str
     device: int | None = None
+    remote: int | None = None
 
     def __str__(self) -> str:
         return f"cuda:{self.arch}"

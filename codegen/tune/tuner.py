@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ..problem import Problem
     from ..target import Target
     from .database import Database
-    from .gpu import Choice
+    from .gpu import Choice, Fleet
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +45,7 @@ class Tuner:
         database: where searches are kept.
         tf32: whether float32 operands may be rounded to TF32 on GPUs.
         general: as for `CpuTuner`.
+        fleet: as for `GpuTuner`.
     """
 
     target: Target
@@ -53,13 +54,14 @@ class Tuner:
     database: Database
     tf32: bool = False
     general: bool = True
+    fleet: Fleet | None = None
 
     def kernel(self, problem: Problem, rows: Sequence[int]) -> Tuned:
         """A kernel for any number of rows, tuned for `rows`."""
         # Beside a GPU, the CPU's kernels are there to run at all.
         effort = "off" if self.target.cuda else self.effort
         cpu = CpuTuner(self.target.cpu, self.threads, effort, self.database, self.general)
-        gpu = GpuTuner(self.target.cuda, self.effort, self.database, self.tf32)
+        gpu = GpuTuner(self.target.cuda, self.effort, self.database, self.tf32, self.fleet)
         cpu_variants, schedules = cpu.variants(problem, rows) if problem.dtype == "float32" else ((), {})
         cuda_variants = gpu.variants(problem, rows) if self.target.cuda else ()
         choices = {n: tuple(gpu.choose(problem, one, n) for one in self.target.cuda) for n in rows}

@@ -16,6 +16,7 @@ from .doctor import doctor_command
 from .errors import ExitCode, guarded
 from .inspect import inspect_command
 from .sensitivity import sensitivity_command
+from .serve import serve_command
 from .verify import verify_command
 
 _HELP = (
@@ -40,6 +41,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "bench": bench_command,
     "verify": verify_command,
     "doctor": doctor_command,
+    "serve": serve_command,
 }
 for _name, _command in COMMANDS.items():
     app.command(_name)(_command)

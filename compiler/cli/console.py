@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 # Files and pipes have no width; this one leaves tables in their wide form.
 _WIDTH_OF_A_FILE = 140
-_STYLES = {"missed": "bold red", "error": "bold red", "warning": "bold yellow", "interrupted": "bold"}
+_STYLES = {"missed": "bold red", "error": "bold red", "warning": "bold yellow", "interrupted": "bold", "note": "bold"}
 
 
 def output() -> Console:

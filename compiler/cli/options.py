@@ -102,6 +102,14 @@ Tune = Annotated[
     str,
     typer.Option(metavar="off|quick|thorough", help="How long to search for schedules.", rich_help_panel=_HOW),
 ]
+TuneOn = Annotated[
+    str | None,
+    typer.Option(
+        metavar="tracker:HOST:PORT/KEY",
+        help="Measure schedules for GPUs on machines where 'sparsec serve' waits.",
+        rich_help_panel=_HOW,
+    ),
+]
 NoSurvey = Annotated[
     bool, _flag("--no-survey", help="Do not measure what pruning a dense model would bring.", panel=_HOW)
 ]

@@ -15,10 +15,12 @@ import numpy as np
 from sparsec.codegen.kernel import ANY_ROWS, CudaVariant, Launch
 from sparsec.codegen.problem import Problem
 from sparsec.codegen.tune.gpu import device, measure
+from sparsec.codegen.tune.gpu.fleet import register
 from sparsec.ir import BlockPattern, SparseMatrix
 from sparsec.ir.values.floats import DTYPES, Floats
 
 COMPILER = shutil.which("cc")
+_ALIVE: list[Any] = []
 HOOK = ctypes.CFUNCTYPE(
     None, ctypes.c_char_p, ctypes.c_uint, ctypes.c_uint, ctypes.c_uint, ctypes.POINTER(ctypes.c_void_p)
 )
@@ -120,3 +122,12 @@ def numpy_kernel(problem: Problem, spoil: Callable[[Any], None] = lambda y: None
         array("y", dtype, rows, out)[...] = y.astype(dtype)
 
     return run
+
+
+def offer(path: str, problem: Problem) -> None:
+    """In a server's process, for as long as it lives: the fake driver with the kernel, and what the fleet calls."""
+    fake, cdll = Fake(Path(path)), ctypes.CDLL
+    ctypes.CDLL = lambda name: fake.library if name == "libcuda.so.1" else cdll(name)  # type: ignore[assignment, misc]
+    fake.on_launch(numpy_kernel(problem))
+    _ALIVE.append(fake)
+    register()

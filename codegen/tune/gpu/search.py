@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -17,12 +18,13 @@ from .model import predict, predict_dense
 from .space import ROW_CLASSES, TYPICAL_ROWS, candidates, row_class
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from ...kernel import CudaVariant
     from ...problem import Problem
     from ...target import CudaTarget
     from ..database import Database
+    from .fleet import Fleet, Meter
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,15 +48,17 @@ class GpuTuner:
 
     Attributes:
         gpus: oldest first.
-        effort: "off", "quick" or "thorough"; where the GPU is not in this machine, nothing is measured.
+        effort: "off", "quick" or "thorough"; where the GPU is neither here nor in the fleet, nothing is measured.
         database: where searches are kept, and looked up for GPUs that are elsewhere.
         tf32: whether float32 operands may be rounded to TF32.
+        fleet: machines that have the GPUs with a number as `remote`.
     """
 
     gpus: tuple[CudaTarget, ...]
     effort: str
     database: Database
     tf32: bool = False
+    fleet: Fleet | None = None
 
     def variants(self, problem: Problem, rows: Sequence[int]) -> tuple[CudaVariant, ...]:
         """Machine code for each architecture and any number of rows, and PTX of the newest for what comes after it."""
@@ -84,7 +88,7 @@ class GpuTuner:
         record = None if portable else self.database.find("cuda schedule", key)
         if record is not None:
             return Choice(GpuSchedule(**record["schedule"]), record["seconds"], dense, measured=True)
-        if portable or gpu.device is None or self.effort == "off":
+        if portable or (gpu.device is None and gpu.remote is None) or self.effort == "off":
             return Choice(guesses[0], predict(problem, guesses[0], gpu, rows), dense, measured=False)
         best, seconds = self._search(problem, gpu, rows, guesses)
         self.database.store("cuda schedule", key, {"schedule": dataclasses.asdict(best), "seconds": seconds})
@@ -94,15 +98,25 @@ class GpuTuner:
         self, problem: Problem, gpu: CudaTarget, rows: int, guesses: Sequence[GpuSchedule]
     ) -> tuple[GpuSchedule, float]:
         """Time candidates, the most promising first, for as long as the budget allows."""
-        assert gpu.device is not None, "only a GPU in this machine can be timed"
         start, slowest = time.perf_counter(), 0.0
         timed: list[tuple[float, GpuSchedule]] = []
-        for schedule in guesses:
-            begun = time.perf_counter()
-            if timed and begun - start + slowest > BUDGET[self.effort]:
-                break
-            seconds = measure(problem, generate(problem, schedule, gpu, "cubin"), rows, gpu.device, self.tf32)
-            timed.append((seconds, schedule))
-            slowest = max(slowest, time.perf_counter() - begun)
+        with self._meter(gpu) as seconds_of:
+            for schedule in guesses:
+                begun = time.perf_counter()
+                if timed and begun - start + slowest > BUDGET[self.effort]:
+                    break
+                timed.append((seconds_of(problem, generate(problem, schedule, gpu, "cubin"), rows), schedule))
+                slowest = max(slowest, time.perf_counter() - begun)
         seconds, best = min(timed, key=lambda pair: pair[0])
         return best, seconds
+
+    @contextmanager
+    def _meter(self, gpu: CudaTarget) -> Iterator[Meter]:
+        """What times a variant: this machine's GPU, or one of the fleet's."""
+        if gpu.device is not None:
+            number = gpu.device
+            yield lambda problem, variant, rows: measure(problem, variant, rows, number, self.tf32)
+            return
+        assert self.fleet is not None, "only its GPUs have a number there"
+        with self.fleet.meter(gpu, self.tf32) as meter:
+            yield meter
