@@ -190,7 +190,7 @@ def _check(config: CompileConfig) -> None:
     ]
     if len(goals) > 1:
         raise UsageError(f"{' and '.join(goals)}: give one target; the others are what it costs, and are reported")
-    if config.calib is not None and not config.prunes and not config.quantizes:
+    if config.calib is not None and not (config.prunes or config.quantizes or config.structured):
         raise UsageError(
             "--calib: nothing is pruned that could be fitted to the data; add --sparsity, such as 0.5, --speedup, such "
             "as 2, or --max-drop, such as 1%"
@@ -413,10 +413,11 @@ def _verify(
     machine = _checker(outcome, context)
     if not workload.feeds or machine is None:
         return None
-    masked = {name: op.matrix.to_dense() for name, op in outcome.ops.items()}
-    if removed is not None and removed.masked is not None:
-        reference = removed.masked  # what became sparse besides kept its zeros
+    whole = None if removed is None else removed.masked
+    if whole is not None:
+        reference = whole  # what became sparse besides kept its zeros
     else:
+        masked = {name: op.matrix.to_dense() for name, op in outcome.ops.items()}
         reference = export(program, {}, {**masked, **weights.dense}, weights.biases, outcome.ops)
     session = machine.open(session_source(reference, context.folder))
     feeds = next(iter(workload.feeds.values()))
@@ -428,7 +429,7 @@ def _verify(
     exact = all(op.matrix.dtype == "float32" and op.x == "float" for op in outcome.ops.values())
     # Where the model itself rounds to codes, a last bit moves a value by one step.
     exact = exact and not any(layer.stored for layer in program.layers)
-    if error > (WRONG if exact else WRONG_ROUNDED) and outcome.ops:
+    if error > (WRONG if exact else WRONG_ROUNDED) and (outcome.ops or whole is not None):
         raise SparsecError(
             f"the compiled model differs from the dense one with the same weights by {error:.1e} of its largest "
             "output, which rounding does not explain: this is a bug of sparsec, please report it. Nothing was written"
@@ -511,7 +512,7 @@ def _notes(
         notes.append(f"Nothing could be measured or checked: {workload.failure}")
     if any(decision.pruned for decision in decisions) and context.config.calib is None:
         notes.append("Weights were pruned by their norms, without data (--calib): accuracy was not measured.")
-    if candidates and not outcome.ops:
+    if candidates and not outcome.ops and not any(decision.shape_after for decision in decisions):
         notes.append("No layer became sparse: the artifact is the model as it came.")
     if context.machine is None:
         checked = _checker(outcome, context) is not None

@@ -104,10 +104,11 @@ def _facts(report: Report) -> Iterator[tuple[str, str]]:
     fidelity = report.fidelity
     if fidelity is not None:
         held = "held back" if fidelity.held_back else "which the weights were fitted to"
+        fitted = f"; fitted to {fidelity.calibrated}" if fidelity.calibrated else ""
         yield (
             "accuracy",
             f"outputs differ from the dense model's by {percent(fidelity.worst)} (root mean square) on "
-            f"{count(fidelity.samples, 'sample')} of {fidelity.source}, {held}; fitted to {fidelity.calibrated}",
+            f"{count(fidelity.samples, 'sample')} of {fidelity.source}, {held}{fitted}",
         )
     quality = report.quality
     if quality is not None:

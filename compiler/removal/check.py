@@ -15,13 +15,8 @@ def check_structured(config: CompileConfig) -> None:
     """Refuse what goes with zeros in weights only.
 
     Raises:
-        UsageError: an option has no meaning where channels are left out, or nothing says how many.
+        UsageError: an option has no meaning where channels are left out.
     """
-    if config.sparsity is None and not config.budgeted:
-        raise UsageError(
-            "--pattern structured: say how much of the model goes: --sparsity, such as 0.3 of the weights, or with "
-            "--calib --speedup, such as 1.5, or --max-drop, such as 1%"
-        )
     for name, share in config.layer_sparsity:
         if share:
             raise UsageError(

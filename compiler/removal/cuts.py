@@ -42,8 +42,8 @@ class Cut:
     error: float
 
 
-def counts(dimension: Dimension, layers: Mapping[str, Layer]) -> list[int]:
-    """How many channels could stay, the most first, all of them left out."""
+def possible_counts(dimension: Dimension, layers: Mapping[str, Layer]) -> list[int]:
+    """How many channels could stay, the least first, all of them left out."""
     kinds = {layers[place.name].kind for place in (*dimension.rows, *dimension.columns)}
     repeat = max((place.repeat for place in dimension.rows), default=1)
     places = dimension.size * repeat
@@ -51,9 +51,20 @@ def counts(dimension: Dimension, layers: Mapping[str, Layer]) -> list[int]:
     step = next((step for least, step in steps if places >= least), LEAST_STEP)
     unit = max(1, step // repeat)
     halves = [dimension.size // 2] if dimension.size > 1 else []
-    possible = [*range(unit, dimension.size, unit)] or halves
+    return [*range(unit, dimension.size, unit)] or halves
+
+
+def counts(dimension: Dimension, layers: Mapping[str, Layer]) -> list[int]:
+    """Some of these that are tried, the most first."""
+    possible = possible_counts(dimension, layers)
     chosen = np.unique(np.linspace(0, len(possible) - 1, min(len(possible), MOST_CUTS)).round().astype(int))
     return [possible[i] for i in chosen[::-1]]
+
+
+def enough(dimension: Dimension, live: NDArray[np.bool_], layers: Mapping[str, Layer]) -> NDArray[np.int64] | None:
+    """The least number of channels that could stay with all that are live; None where it takes all."""
+    count = next((count for count in possible_counts(dimension, layers) if count >= live.sum()), None)
+    return None if count is None else np.sort(np.argsort(~live, kind="stable")[:count])
 
 
 def removal_order(

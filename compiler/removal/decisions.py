@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def removal_decision(
-    layer: Layer, left: Layer, decision: Decision, declined: Mapping[str, str], otherwise: str
+    layer: Layer, left: Layer, decision: Decision, declined: Mapping[str, str], otherwise: str, exact: bool
 ) -> Decision:
     """The record of a layer of the model as it came.
 
@@ -26,6 +26,7 @@ def removal_decision(
         decision: of what is left, as a layer of the smaller model.
         declined: by layer name why none of its outputs can go.
         otherwise: why a layer of which outputs could go stays as it is.
+        exact: whether what is gone was dead.
     """
     why = declined.get(layer.name, "")
     if left.weight.shape == layer.weight.shape:
@@ -35,7 +36,7 @@ def removal_decision(
     gone = [before - after for before, after in zip(layer.weight.shape, left.weight.shape, strict=True)]
     both = zip(gone, layer.weight.shape, ("outputs", "inputs"), strict=True)
     sides = " and ".join(f"{n} of {size} {side}" for n, size, side in both if n)
-    reason = f"without {sides}; {why}" if why else f"without {sides}"
+    reason = f"without {sides}{', all dead' if exact else ''}{f'; {why}' if why else ''}"
     return dataclasses.replace(
         decision,
         choice="sparse" if decision.choice == "sparse" else "smaller",
@@ -46,5 +47,5 @@ def removal_decision(
         zeros_before=layer.zeros,
         bytes_dense=layer.nbytes,
         bytes_sparse=decision.bytes_sparse or left.nbytes,
-        pruned=True,
+        pruned=not exact,
     )

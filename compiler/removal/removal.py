@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from onnx_ir.passes.common import LiftConstantsToInitializersPass
 from ...ir import LayerKind, Program
 from ...passes.allocate import Choice, allocate
 from ...passes.channels import find_channels
-from ...passes.remove import layer_indices, mask_recurrence, mask_weights, removable, remove
+from ...passes.remove import layer_indices, live_channels, mask_recurrence, mask_weights, removable, remove
 from ...passes.solve import Statistics
 from ...passes.solve.least_squares import least_squares
 from ..budget.data import open_data
@@ -25,7 +26,7 @@ from ..frontend.constants import OVERRIDABLE_FROM_IR
 from ..machine import Cpu
 from ..parallel import each
 from ..runtime import run_session
-from .cuts import Cut, counts, removal_order
+from .cuts import Cut, counts, enough, removal_order
 from .work import Work
 
 if TYPE_CHECKING:
@@ -68,16 +69,16 @@ class Removal:
     Attributes:
         program: as it came, its constants as initialisers.
         declined: by layer name why none of its outputs can go.
+        exact: whether nothing may change what the model computes: only dead channels go.
         judge: the metric, on samples that no weight was fitted to; None without data.
         samples: what weights are fitted to; None without data.
-        cuts: of each dimension, the least first.
     """
 
     def __init__(self, program: Program, context: Context) -> None:
-        """Find the dimensions; with data run the model on it and measure the cuts.
+        """Find the dimensions; with data run the model on it.
 
         Raises:
-            SparsecError: the data does not fit the model, or an activation is NaN or infinite.
+            SparsecError: the data does not fit the model.
         """
         self.program, self._context = _lifted(program), context
         self._machine: Machine = context.machine or Cpu(context.config.thread_count)
@@ -92,13 +93,11 @@ class Removal:
             for dimension in found.dimensions
             if counts(dimension, self._layers) and not any(place.name in asked for place in dimension.rows)
         ]
+        self.exact = not context.config.sparsity and not context.config.budgeted
         self.judge: Judge | None = None
         self.samples: Samples | None = None
-        self._known: dict[str, Statistics] | None = None
-        self._means: dict[str, NDArray[np.float64]] = {}
         if context.config.calib is not None and self._dimensions:
             self._open()
-        self.cuts: dict[Dimension, tuple[Cut, ...]] = self._measured()
 
     def weights(self) -> Work:
         """What is counted for a share of weights: those of layers that can get smaller."""
@@ -118,6 +117,16 @@ class Removal:
             middle = (low + high) / 2
             low, high = (low, middle) if work.gone(pick(middle)) >= share else (middle, high)
         return pick(high)
+
+    def dead(self) -> tuple[int, Kept]:
+        """How many channels are dead, and what stays without them."""
+        live = live_channels(self.program, self.channels, self._dimensions)
+        stay = {dimension: enough(dimension, mask, self._layers) for dimension, mask in live.items()}
+        return sum(int((~mask).sum()) for mask in live.values()), {d: s for d, s in stay.items() if s is not None}
+
+    def without_dead(self, kept: Kept) -> Smaller:
+        """The program without the other channels, which were dead: no weight changes."""
+        return Smaller(self._cut_down(kept, {}), self.program.model, kept)
 
     def make(self, kept: Kept, fitted: bool = True) -> Smaller:
         """The program without the other channels; with data what reads them `fitted` to what it then gets."""
@@ -139,26 +148,43 @@ class Removal:
         """The less the better: few samples can be fitted too closely, the data that was held back tells."""
         return value is None or self.judge is None or not self.judge.allows(value), error
 
-    def _open(self) -> None:
-        """Read the data, and run the model on it."""
-        config, progress, folder = self._context.config, self._context.progress, self._context.folder
-        samples, held_back = open_data(self.program, self._context, self._machine)
-        self.samples = samples
+    @cached_property
+    def cuts(self) -> dict[Dimension, tuple[Cut, ...]]:
+        """Of each dimension, the least first, with the error that is measured where there is data.
+
+        Raises:
+            SparsecError: an activation is NaN or infinite.
+        """
+        return self._measured()
+
+    @cached_property
+    def _inputs(self) -> tuple[dict[str, Statistics], dict[str, NDArray[np.float64]]]:
+        """By layer name what is known of what it reads, and of those with a bias the means; nothing without data."""
+        known: dict[str, Statistics] = {}
+        means: dict[str, NDArray[np.float64]] = {}
+        if self.samples is None:
+            return known, means
+        progress, folder = self._context.progress, self._context.folder
         names = {place.name for dimension in self._dimensions for place in dimension.columns}
-        readers = [layer for layer in self.program.layers if layer.name in names]
-        progress.start("running the calibration data", len(samples.runs))
-        seen = [layer for layer in readers if has_rows(layer)]
-        found = gather(self.program, seen, samples, self._machine, folder, self._threads, progress.advance)
-        self._known = {}
+        seen = [layer for layer in self.program.layers if layer.name in names and has_rows(layer)]
+        progress.start("running the calibration data", len(self.samples.runs))
+        found = gather(self.program, seen, self.samples, self._machine, folder, self._threads, progress.advance)
         for layer in seen:
             statistics, mean = found.statistics[layer.name][0], found.means[layer.name][0]
             if bias_place(layer) is not None:
                 # The bias makes good what the means do.
                 moment = statistics.hessian - np.diag(statistics.ridge)
-                statistics, self._means[layer.name] = Statistics.of(covariance(moment, mean)), mean
-            self._known[layer.name] = statistics
+                statistics, means[layer.name] = Statistics.of(covariance(moment, mean)), mean
+            known[layer.name] = statistics
+        return known, means
+
+    def _open(self) -> None:
+        """Read the data, and run the model on what is held back."""
+        config = self._context.config
+        self.samples, held_back = open_data(self.program, self._context, self._machine)
+        fitted_to = Samples(self.samples.name, []) if self.exact else self.samples
         separate = config.eval_data is not None
-        self.judge = Judge(self._model(self.program), samples, held_back, separate, config.metric, config.drop_limit)
+        self.judge = Judge(self._model(self.program), fitted_to, held_back, separate, config.metric, config.drop_limit)
 
     def _stays(self, name: str) -> bool:
         """Whether the user wants to keep the outputs of this layer."""
@@ -166,10 +192,10 @@ class Removal:
         return named and share == 0
 
     def _measured(self) -> dict[Dimension, tuple[Cut, ...]]:
-        progress = self._context.progress
+        progress, known = self._context.progress, None if self.samples is None else self._inputs[0]
         progress.start("ordering channels", len(self._dimensions))
         orders = {}
-        work = each(lambda d: removal_order(d, self._layers, self._known), self._dimensions, self._threads)
+        work = each(lambda d: removal_order(d, self._layers, known), self._dimensions, self._threads)
         for dimension, (order, losses) in zip(self._dimensions, work, strict=True):
             orders[dimension] = [
                 Cut(np.sort(order[dimension.size - count :]), float(losses[: dimension.size - count].sum()))
@@ -214,19 +240,20 @@ class Removal:
         """Zeros where layers would read what goes; the other weights make good what they can, each layer by itself."""
         masked = mask_weights(self.program, self.channels, kept)
         stay = layer_indices(self.program, self.channels, kept)
+        known, means = self._inputs
 
         def solve(name: str) -> Weights:
-            statistics, layer = (self._known or {}).get(name), self._layers[name]
+            statistics, layer = known.get(name), self._layers[name]
             if statistics is None:
                 return Weights(masked[name])
             mask = np.zeros(masked[name].shape, np.bool_)
             mask[:, stay[name][1]] = True
             dense = layer.weight.astype(np.float64)
             weight = least_squares(dense, mask, statistics)
-            if name not in self._means:
+            if name not in means:
                 return Weights(weight.astype(np.float32))
             own = np.zeros(layer.out_features) if layer.bias is None else layer.bias
-            bias = own + (dense - weight) @ self._means[name]
+            bias = own + (dense - weight) @ means[name]
             return Weights(weight.astype(np.float32), bias.astype(np.float32))
 
         return dict(zip(masked, each(solve, list(masked), self._threads), strict=True))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ...ir import Program, SparsecError
@@ -66,13 +66,15 @@ class Removed:
         """One a layer of the program as it came, from those of what goes on."""
         left = {layer.name: layer for layer in self.program.layers}
         found = {decision.layer: decision for decision in decisions}
-        otherwise = (
-            "channels of other layers are worth less"
-            if self.masked is not None
-            else "no channel was left out of the model"
-        )
+        exact = self.removal.exact
+        if exact:
+            otherwise = "none of its channels is dead, or too few to be faster without them"
+        elif self.masked is not None:
+            otherwise = "channels of other layers are worth less"
+        else:
+            otherwise = "no channel was left out of the model"
         return tuple(
-            removal_decision(one, left[one.name], found[one.name], self.removal.declined, otherwise)
+            removal_decision(one, left[one.name], found[one.name], self.removal.declined, otherwise, exact)
             for one in dense.layers
         )
 
@@ -102,24 +104,41 @@ def remove_channels(program: Program, workload: Workload, context: Context) -> R
         why = workload.failure or f"{context.target} is not this machine"
         raise SparsecError(f"--speedup and --max-drop need times, and nothing can be measured: {why}. Give --sparsity")
     removal = Removal(program, context)
+    if removal.exact:
+        return _without_dead(removal, workload, context)
     if not removal.cuts:
         return Removed(program, None, removal, missed=_nothing(removal, context))
     if context.config.budgeted:
         return _Search(removal, workload, context).result()
-    assert context.config.sparsity is not None, "it was checked"
-    weights = removal.weights()
-    kept = removal.at(context.config.sparsity, weights)
-    smaller, share = removal.make(kept), weights.gone(kept)
-    timings = _compare(program, smaller, workload, context)
+    assert context.config.sparsity is not None, "otherwise it is exact"
+    asked = context.config.sparsity
+    removed = _unless_slower(removal, removal.make(removal.at(asked, removal.weights())), workload, context)
+    if removed.masked is None or removed.share >= asked - 0.005:
+        return removed
+    words = f"{removed.share:.1%} of the weights is all that can be left out; {asked:.0%} was asked for."
+    return replace(removed, notes=(words,))
+
+
+def _without_dead(removal: Removal, workload: Workload, context: Context) -> Removed:
+    """What changes nothing that the model computes."""
+    dead, kept = removal.dead()
+    if kept:
+        return _unless_slower(removal, removal.without_dead(kept), workload, context)
+    why = (
+        f"{dead} dead ones are too few of their layers to be faster without them"
+        if dead
+        else "none of those that could go is dead, which is zero whatever the input or met by zero weights only"
+    )
+    return Removed(removal.program, None, removal, notes=(f"No channel was left out: {why}.",))
+
+
+def _unless_slower(removal: Removal, smaller: Smaller, workload: Workload, context: Context) -> Removed:
+    """The smaller model, or the one that came where that is faster, or neither can be run."""
+    timings = _compare(removal.program, smaller, workload, context)
     if any(timing.speedup < MODEL_MARGIN for timing in timings) or not workload.feeds:
         why = workload.failure or _slower(timings)
-        return Removed(program, None, removal, notes=(f"No channel was left out: {why}.",))
-    notes: tuple[str, ...] = ()
-    if share < context.config.sparsity - 0.005:
-        notes = (
-            f"{share:.1%} of the weights is all that can be left out; {context.config.sparsity:.0%} was asked for.",
-        )
-    return Removed(smaller.program, smaller.masked, removal, share, timings, notes=notes)
+        return Removed(removal.program, None, removal, notes=(f"No channel was left out: {why}.",))
+    return Removed(smaller.program, smaller.masked, removal, removal.weights().gone(smaller.kept), timings)
 
 
 class _Search:

@@ -182,7 +182,7 @@ def test_a_layer_can_be_kept(options: dict[str, Any], smaller_wins: None) -> Non
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ({}, "say how much of the model goes"),
+        ({"values": "int8"}, "--values int8 is for weights with zeros"),
         ({"sparsity": 0.5, "values": "int8"}, "--values int8 is for weights with zeros"),
         ({"sparsity": 0.5, "prune_all": True}, "--prune-all is for weights with zeros"),
         ({"sparsity": 0.5, "method": "obs", "calib": {"x": np.zeros((4, 48), np.float32)}}, "--method obs is for"),
