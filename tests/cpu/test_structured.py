@@ -18,12 +18,14 @@ from sparsec.compiler.context import Silent, make_context
 from sparsec.compiler.driver import relative_error
 from sparsec.compiler.frontend import read
 from sparsec.compiler.removal import Removal, search
+from sparsec.compiler.removal import removal as removal_module
 from sparsec.compiler.runtime import Comparison
 from sparsec.ir import Timing
 from sparsec.models.lstm_lm import lstm_lm
 from sparsec.models.mlp import mlp, stack
 from sparsec.models.tinyvgg16 import tinyvgg16
 from sparsec.models.transformer import EncoderConfig, encoder
+from sparsec.passes.channels import find_channels
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -205,6 +207,105 @@ def test_data_that_does_not_fit(options: dict[str, Any]) -> None:
     calib = [{"x": np.full((8, 48), np.nan, np.float32)}] * 5
     with pytest.raises(SparsecError, match="NaN"):
         sparsec.compile(redundant(), CompileConfig(sparsity=0.5, calib=calib, **options))
+
+
+def unread(channels: int = 16) -> onnx.ModelProto:
+    """Of 64 units the last `channels` are read by zeros."""
+    rng = np.random.default_rng(3)
+    first, second = rng.standard_normal((64, 48)), rng.standard_normal((10, 64))
+    second[:, 64 - channels :] = 0
+    bias = rng.standard_normal(64).astype(np.float32)
+    return stack(
+        [(first.astype(np.float32), bias), (second.astype(np.float32), np.zeros(10, np.float32))],
+        inputs="x",
+        outputs="y",
+    )
+
+
+@pytest.mark.parametrize("sparsity", [None, 0.0])
+def test_without_a_share_only_dead_channels_go(
+    options: dict[str, Any], smaller_wins: None, sparsity: float | None
+) -> None:
+    result = sparsec.compile(unread(), CompileConfig(sparsity=sparsity, **options))
+    report = result.report
+    assert [d.shape_after for d in report.decisions] == [(48, 48), (10, 48)]
+    assert report.decisions[0].reason == "without 16 of 64 outputs, all dead"
+    assert not any(d.pruned for d in report.decisions) and not report.notes and not report.missed
+    assert report.removed == pytest.approx(1 / 4) and report.verification is not None
+    expected = onnxruntime.InferenceSession(unread().SerializeToString()).run(None, data(20))[0]
+    assert report.verification.error < 1e-6 and relative_error(expected, result.run(data(20))["y"]) < 1e-6
+
+
+def test_data_changes_no_weight_without_a_share(options: dict[str, Any], smaller_wins: None) -> None:
+    report = sparsec.compile(unread(), CompileConfig(calib=samples(), **options)).report
+    assert [d.shape_after for d in report.decisions] == [(48, 48), (10, 48)]
+    assert report.fidelity is not None and report.fidelity.worst < 1e-6
+    assert report.fidelity.calibrated == 0 and report.fidelity.samples == 32
+    assert report.quality is not None and report.quality.value == pytest.approx(report.quality.dense)
+
+
+def test_without_a_share_and_dead_channels_nothing_goes(options: dict[str, Any], smaller_wins: None) -> None:
+    whole, few = (sparsec.compile(unread(n), CompileConfig(**options)).report for n in (0, 3))
+    for report, words in ((whole, "none of those that could go is dead"), (few, "3 dead ones are too few")):
+        assert {d.choice for d in report.decisions} == {"dense"} and not report.missed and report.removed == 0
+        assert any(note.startswith(f"No channel was left out: {words}") for note in report.notes)
+    assert "none of its channels is dead" in whole.decisions[0].reason
+    assert "its outputs stay: they are those of the model's output 'y'" in whole.decisions[1].reason
+
+
+def test_one_of_only_dead_channels_stays(options: dict[str, Any], smaller_wins: None) -> None:
+    report = sparsec.compile(unread(64), CompileConfig(**options)).report
+    assert [d.shape_after for d in report.decisions] == [(8, 48), (10, 8)]
+    assert report.verification is not None and report.verification.error == 0
+
+
+def test_a_wrong_model_is_not_written(
+    options: dict[str, Any], smaller_wins: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(removal_module, "live_channels", lambda p, c, found: {d: np.arange(d.size) < 8 for d in found})
+    with pytest.raises(SparsecError, match="this is a bug of sparsec"):
+        sparsec.compile(unread(), CompileConfig(**options))
+
+
+@needs_assets
+def test_channels_that_a_second_convolution_does_not_read(
+    options: dict[str, Any], smaller_wins: None, tmp_path: Path
+) -> None:
+    """ResNet-20, of whose blocks half of the inner channels are read by zeros: half of their multiplications go."""
+    model = onnx.load(ASSETS / "resnet20_cifar10.onnx")
+    program = read(model)
+    inner = [d for d in find_channels(program).dimensions.values() if len(d.rows) == len(d.columns) == 1]
+    assert len(inner) == 9
+    arrays = {tensor.name: onnx.numpy_helper.to_array(tensor).copy() for tensor in model.graph.initializer}
+    weights = {layer.name: layer.nodes[0].inputs[1] for layer in program.layers}
+    rng = np.random.default_rng(0)
+    for dimension in inner:
+        name = weights[dimension.columns[0].name]
+        assert name is not None
+        arrays[name.name][:, rng.permutation(dimension.size)[: dimension.size // 2]] = 0
+    for tensor in model.graph.initializer:
+        tensor.CopyFrom(onnx.numpy_helper.from_array(arrays[tensor.name], tensor.name))
+    result = sparsec.compile(model, CompileConfig(**options))
+    report = result.report
+    assert len(report.decisions) == 20 and report.smaller_layers == 18
+    assert report.verification is not None and report.verification.error < 1e-5
+    result.save(tmp_path / "out")
+    before, after = multiplications(model), multiplications(onnx.load(tmp_path / "out" / "model.onnx"))
+    touched = {place.name for d in inner for place in (*d.rows, *d.columns)}
+    halved = sum(count for name, count in before.items() if name in touched)
+    assert sum(after.values()) == sum(before.values()) - halved // 2
+
+
+def multiplications(model: onnx.ModelProto) -> dict[str, int]:
+    """Of one sample in each convolution."""
+    inferred = onnx.shape_inference.infer_shapes(model)
+    shapes = {v.name: [d.dim_value for d in v.type.tensor_type.shape.dim] for v in inferred.graph.value_info}
+    weights = {tensor.name: int(np.prod(tensor.dims)) for tensor in model.graph.initializer}
+    return {
+        node.name or node.output[0]: weights[node.input[1]] * int(np.prod(shapes[node.output[0]][2:]))
+        for node in model.graph.node
+        if node.op_type == "Conv"
+    }
 
 
 ZOO = {

@@ -83,6 +83,8 @@ CASES: dict[str, tuple[str, dict[str, Any], tuple[Edit, ...], list[list[int]]]] 
     "a Clip above zero": (HIDDEN.format("r = Clip(c, six)"), MLP, (ROW, BIAS), [[0, 1, 2, 3]]),
     "not behind a Sigmoid": (HIDDEN.format("r = Sigmoid(c)"), MLP, (ROW, BIAS), [[0, 1, 2, 3]]),
     "a gated zero": (HIDDEN.format("s = Sigmoid(c) r = Mul(c, s)"), MLP, (ROW, BIAS), [[0, 2, 3]]),
+    "zero behind a Max": (HIDDEN.format("r = Max(c, zero)"), MLP, (ROW, ("b", 1, -1.0)), [[0, 2, 3]]),
+    "a Max above zero": (HIDDEN.format("r = Max(c, six)"), MLP, (ROW, BIAS), [[0, 1, 2, 3]]),
     "moved from zero": (HIDDEN.format("r = Add(c, six)"), MLP, (ROW, BIAS), [[0, 1, 2, 3]]),
     "a weight that is an outer sum": (
         "h = MatMul(x, A) W = Add(u, v) i = MatMul(h, W) r = Add(h, i) y = MatMul(r, B)",
@@ -198,7 +200,7 @@ def emptied(model: onnx.ModelProto, program: Program, seed: int) -> onnx.ModelPr
     arrays = {tensor.name: numpy_helper.to_array(tensor).copy() for tensor in model.graph.initializer}
     for dimension in removable(find_channels(program)).dimensions:
         for channel in np.flatnonzero(rng.random(dimension.size) < 0.5):
-            likely = rng.random()
+            likely = rng.choice((0.5, 0.9, 1.0))
             for place in dimension.constants:
                 if rng.random() < likely:
                     start = place.start + channel * place.repeat
