@@ -118,11 +118,14 @@ class Removal:
             low, high = (low, middle) if work.gone(pick(middle)) >= share else (middle, high)
         return pick(high)
 
-    def dead(self) -> tuple[int, Kept]:
-        """How many channels are dead, and what stays without them."""
-        live = live_channels(self.program, self.channels, self._dimensions)
+    def live(self) -> dict[Dimension, NDArray[np.bool_]]:
+        """Of each dimension from which channels could go those that are not dead."""
+        return live_channels(self.program, self.channels, self._dimensions)
+
+    def least(self, live: Mapping[Dimension, NDArray[np.bool_]]) -> Kept:
+        """The smallest choice of channels with all of these."""
         stay = {dimension: enough(dimension, mask, self._layers) for dimension, mask in live.items()}
-        return sum(int((~mask).sum()) for mask in live.values()), {d: s for d, s in stay.items() if s is not None}
+        return {dimension: numbers for dimension, numbers in stay.items() if numbers is not None}
 
     def without_dead(self, kept: Kept) -> Smaller:
         """The program without the other channels, which were dead: no weight changes."""

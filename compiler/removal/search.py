@@ -68,7 +68,7 @@ class Removed:
         found = {decision.layer: decision for decision in decisions}
         exact = self.removal.exact
         if exact:
-            otherwise = "none of its channels is dead, or too few to be faster without them"
+            otherwise = "too few of its channels are dead, if any"
         elif self.masked is not None:
             otherwise = "channels of other layers are worth less"
         else:
@@ -121,14 +121,14 @@ def remove_channels(program: Program, workload: Workload, context: Context) -> R
 
 def _without_dead(removal: Removal, workload: Workload, context: Context) -> Removed:
     """What changes nothing that the model computes."""
-    dead, kept = removal.dead()
-    if kept:
+    live = removal.live()
+    if kept := removal.least(live):
         return _unless_slower(removal, removal.without_dead(kept), workload, context)
-    why = (
-        f"{dead} dead ones are too few of their layers to be faster without them"
-        if dead
-        else "none of those that could go is dead, which is zero whatever the input or met by zero weights only"
-    )
+    total = sum(len(mask) for mask in live.values())
+    dead = total - sum(int(mask.sum()) for mask in live.values())
+    few = f"{dead or 'none'} of the {total} that could go {'are' if dead > 1 else 'is'} dead"
+    rule = "read by zero weights only, or zero whatever the input"
+    why = f"{few}, that is {rule}{': too few to be faster without them' if dead else ''}" if total else "none can go"
     return Removed(removal.program, None, removal, notes=(f"No channel was left out: {why}.",))
 
 

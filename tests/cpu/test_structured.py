@@ -246,11 +246,30 @@ def test_data_changes_no_weight_without_a_share(options: dict[str, Any], smaller
 
 def test_without_a_share_and_dead_channels_nothing_goes(options: dict[str, Any], smaller_wins: None) -> None:
     whole, few = (sparsec.compile(unread(n), CompileConfig(**options)).report for n in (0, 3))
-    for report, words in ((whole, "none of those that could go is dead"), (few, "3 dead ones are too few")):
+    for report, words in ((whole, "none of the 64 that"), (few, "3 of the 64 that could go are dead")):
         assert {d.choice for d in report.decisions} == {"dense"} and not report.missed and report.removed == 0
         assert any(note.startswith(f"No channel was left out: {words}") for note in report.notes)
-    assert "none of its channels is dead" in whole.decisions[0].reason
+    assert whole.decisions[0].reason == "too few of its channels are dead, if any"
     assert "its outputs stay: they are those of the model's output 'y'" in whole.decisions[1].reason
+
+
+def test_nothing_can_go_without_a_share(options: dict[str, Any], smaller_wins: None) -> None:
+    report = sparsec.compile(mlp((16, 10)), CompileConfig(**options)).report
+    assert "No channel was left out: none can go." in report.notes and not report.missed
+
+
+def test_dead_channels_of_a_layer_can_be_kept(options: dict[str, Any], smaller_wins: None) -> None:
+    (layer, _) = read(unread()).layers
+    config = CompileConfig(layer_sparsity=((layer.name, 0.0),), **options)
+    report = sparsec.compile(unread(), config).report
+    assert report.smaller_layers == 0 and report.decisions[0].reason == "its outputs stay, as was asked for"
+
+
+def test_slower_is_declined_without_a_share(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtime, "compare", lambda dense, sparse, pairs=7: Comparison(1.0, 2.0, 0.5, (0.5, 0.5)))
+    report = sparsec.compile(unread(), CompileConfig(**options)).report
+    assert report.smaller_layers == 0
+    assert "No channel was left out: the smaller model is 2.00x slower at batch 1." in report.notes
 
 
 def test_one_of_only_dead_channels_stays(options: dict[str, Any], smaller_wins: None) -> None:
