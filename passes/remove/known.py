@@ -80,10 +80,10 @@ class Known:
         """The same of a value that is broadcast, if need be."""
         if segment in self.segments((value, axis)):
             return self.get((value, axis), segment)
-        array = small_constant(value)
-        if array is None or array.size == 0 or array.dtype.kind not in "fiu" or (array != array.flat[0]).any():
-            return np.nan
-        return float(array.flat[0])
+        tensor = self.constant(value)
+        array = small_constant(value) if tensor is None else tensor.numpy()
+        uniform = array is not None and array.size > 0 and (array == array.flat[0]).all()
+        return float(array.flat[0]) if array is not None and uniform else np.nan
 
     def constant(self, value: onnx_ir.Value) -> onnx_ir.TensorProtocol | None:
         """The floats of an initialiser that no caller can replace; of other values None."""

@@ -191,6 +191,29 @@ def test_the_smaller_graph() -> None:
     ]
 
 
+@pytest.mark.parametrize("dtype", [onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16, onnx.TensorProto.DOUBLE])
+def test_other_floats(dtype: int) -> None:
+    model = edited(build(HIDDEN.format("r = Relu(c)"), **MLP), (ROW, ("b", 1, -1.0), ("B", 3, 0.0)))
+    for tensor in model.graph.initializer:
+        array = numpy_helper.to_array(tensor).astype(onnx.helper.tensor_dtype_to_np_dtype(dtype))
+        tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
+        assert tensor.data_type == dtype
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.elem_type = dtype
+    assert [np.flatnonzero(mask).tolist() for mask in live(read(model)).values()] == [[0, 2]]
+
+
+@pytest.mark.parametrize(("ir_version", "expected"), [(3, [[0, 2, 3]]), (8, [[0, 1, 2, 3]])])
+def test_initialisers_that_are_inputs(ir_version: int, expected: list[list[int]]) -> None:
+    """From IR 4 on a caller may replace them; before all are inputs, and none may."""
+    model = build(HIDDEN.format("e = Add(c, k) r = Relu(e)"), **MLP, k=())
+    edited(model, (ROW, BIAS, ("k", (), 0.0)))
+    model.ir_version = ir_version
+    for tensor in model.graph.initializer if ir_version == 3 else model.graph.initializer[-1:]:
+        model.graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+    assert [np.flatnonzero(mask).tolist() for mask in live(read(model)).values()] == expected
+
+
 NUMBERS = (0, 0, 0, 0, 0, 0, 0, -1, -0.5)
 
 
