@@ -50,8 +50,8 @@ class CompileConfig(BaseModel):
             commas, of which each layer gets one. "auto" is `PATTERN`, `PAIR_PATTERN` or `INTEGER_PATTERN`; with
             `speedup` or `max_drop` the narrowest that this machine runs nearly as fast as the fastest. Zeros that are
             already there keep their own shape. "structured", by itself: no zeros, but channels left out of the model;
-            `sparsity` is then the share of the weights that goes, of the layers that can get smaller; None or 0, without
-            `speedup` or `max_drop`, leaves out channels that make no difference, and no weight changes.
+            `sparsity` is then the share of the weights that goes, of the layers that can get smaller. Where that is
+            None or 0, and there is no budget, only channels go that make no difference, and no weight changes.
         values: what the weights of sparse operators are stored as: "fp32", "bf16", "fp16", "int8", "int8:G",
             "codebook16" or "codebook256"; with `speedup` or `max_drop` several, separated by commas, of which each
             layer gets one. Layers of 16-bit models keep their type. Weights of layers that stay dense are stored in a

@@ -39,8 +39,8 @@ Pattern = Annotated[
         help="Shape of sparsity that pruning makes: block:RxC (R outputs by C inputs), or group:g for block:gx1; with "
         "--calib several, separated by commas, of which each layer gets one. auto: group:16; with --speedup or "
         "--max-drop the narrowest groups that this machine runs nearly as fast as the fastest. structured: no zeros, "
-        "but channels left out of the model; --sparsity is then the share of the weights that goes, and without it or a "
-        "budget only channels that make no difference go.",
+        "but channels left out of the model; --sparsity is then the share of the weights that goes, and without it, or "
+        "a budget, only channels go that make no difference.",
         rich_help_panel=_WHAT,
     ),
 ]

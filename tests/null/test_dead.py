@@ -13,10 +13,11 @@ from graphs import Net, build, exactly, feeds_of, run, with_integers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import numpy_helper
-from test_permute import FREE
-from test_remove import masked, random_kept
+from test_permute import FREE, SMALL
+from test_remove import ASSETS, masked, needs_assets, random_kept
 
 from sparsec.compiler.frontend import read
+from sparsec.models.lstm_lm import lstm_lm
 from sparsec.passes.channels import find_channels
 from sparsec.passes.remove import live_channels, removable, remove
 
@@ -276,3 +277,15 @@ def test_small_graphs(name: str) -> None:
         copy.CopyFrom(model)
         dead += assert_same(read(emptied(copy, read(model), seed)), seed=seed, H=3, W=5)
     assert bool(dead) == bool(removable(find_channels(read(model))).dimensions)
+
+
+MODELS = {**{name: model for name, (model, _) in SMALL.items()}, "lstm_lm": lstm_lm(60, 32, 48)}
+FILES = ("mnist_cnn_opset7", "resnet20_cifar10", "squeezenet_dc_sparse", "ultraface_version-RFB-320")
+
+
+@pytest.mark.parametrize("name", [*MODELS, *(pytest.param(name, marks=needs_assets) for name in FILES)])
+def test_networks(name: str) -> None:
+    model = onnx.load(ASSETS / f"{name}.onnx") if name in FILES else onnx.ModelProto()
+    if name in MODELS:
+        model.CopyFrom(MODELS[name])
+    assert assert_same(read(emptied(model, read(model), 1)), sequence=7)
