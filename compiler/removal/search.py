@@ -67,12 +67,12 @@ class Removed:
         left = {layer.name: layer for layer in self.program.layers}
         found = {decision.layer: decision for decision in decisions}
         exact = self.removal.exact
-        if exact:
-            otherwise = "too few of its channels are dead, if any"
-        elif self.masked is not None:
-            otherwise = "channels of other layers are worth less"
-        else:
+        if self.masked is None:
             otherwise = "no channel was left out of the model"
+        elif exact:
+            otherwise = "too few of its channels are dead, if any"
+        else:
+            otherwise = "channels of other layers are worth less"
         return tuple(
             removal_decision(one, left[one.name], found[one.name], self.removal.declined, otherwise, exact)
             for one in dense.layers
@@ -105,39 +105,42 @@ def remove_channels(program: Program, workload: Workload, context: Context) -> R
         raise SparsecError(f"--speedup and --max-drop need times, and nothing can be measured: {why}. Give --sparsity")
     removal = Removal(program, context)
     if removal.exact:
-        return _without_dead(removal, workload, context)
+        return _without_dead(program, removal, workload, context)
     if not removal.cuts:
         return Removed(program, None, removal, missed=_nothing(removal, context))
     if context.config.budgeted:
         return _Search(removal, workload, context).result()
     assert context.config.sparsity is not None, "otherwise it is exact"
     asked = context.config.sparsity
-    removed = _unless_slower(removal, removal.make(removal.at(asked, removal.weights())), workload, context)
+    smaller = removal.make(removal.at(asked, removal.weights()))
+    removed = _unless_slower(program, removal, smaller, workload, context)
     if removed.masked is None or removed.share >= asked - 0.005:
         return removed
     words = f"{removed.share:.1%} of the weights is all that can be left out; {asked:.0%} was asked for."
     return replace(removed, notes=(words,))
 
 
-def _without_dead(removal: Removal, workload: Workload, context: Context) -> Removed:
+def _without_dead(program: Program, removal: Removal, workload: Workload, context: Context) -> Removed:
     """What changes nothing that the model computes."""
     live = removal.live()
     if kept := removal.least(live):
-        return _unless_slower(removal, removal.without_dead(kept), workload, context)
+        return _unless_slower(program, removal, removal.without_dead(kept), workload, context)
     total = sum(len(mask) for mask in live.values())
     dead = total - sum(int(mask.sum()) for mask in live.values())
     few = f"{dead or 'none'} of the {total} that could go {'are' if dead > 1 else 'is'} dead"
     rule = "read by zero weights only, or zero whatever the input"
     why = f"{few}, that is {rule}{': too few to be faster without them' if dead else ''}" if total else "none can go"
-    return Removed(removal.program, None, removal, notes=(f"No channel was left out: {why}.",))
+    return Removed(program, None, removal, notes=(f"No channel was left out: {why}.",))
 
 
-def _unless_slower(removal: Removal, smaller: Smaller, workload: Workload, context: Context) -> Removed:
+def _unless_slower(
+    program: Program, removal: Removal, smaller: Smaller, workload: Workload, context: Context
+) -> Removed:
     """The smaller model, or the one that came where that is faster, or neither can be run."""
-    timings = _compare(removal.program, smaller, workload, context)
+    timings = _compare(program, smaller, workload, context)
     if any(timing.speedup < MODEL_MARGIN for timing in timings) or not workload.feeds:
         why = workload.failure or _slower(timings)
-        return Removed(removal.program, None, removal, notes=(f"No channel was left out: {why}.",))
+        return Removed(program, None, removal, notes=(f"No channel was left out: {why}.",))
     return Removed(smaller.program, smaller.masked, removal, removal.weights().gone(smaller.kept), timings)
 
 
