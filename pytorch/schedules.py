@@ -113,11 +113,6 @@ class Iterative(Schedule):
         return 1 - (1 - final) ** (step / self.steps / self.rounds) if self._prunes(step) else None
 
     @property
-    @abstractmethod
-    def last(self) -> int:
-        """The step after which masks are chosen for the last time."""
-
-    @property
     def last(self) -> int:
         return self.rounds * self.steps
 
