@@ -19,8 +19,9 @@ class PruneConfig(BaseModel):
     Attributes:
         sparsity: share of zeros in each layer, 0 to 1. With `PSP` of all layers together, or None where `PSP.epsilon`
             decides.
-        layer_sparsity: exceptions by the name of a module or weight, or a glob, in order; the last that matches counts.
-            0 leaves a layer dense. A layer that is named here is pruned even where it is small.
+        layer_sparsity: exceptions by name or glob of a weight ("lstm.weight_hh_l0") or module with all in it ("lstm"),
+            in order; the last that matches counts. 0 leaves a layer dense. A layer that is named here is pruned even
+            where it is small.
         pattern: "block:RxC", "group:g", "unstructured" or "nm:N:M", for a sparse operator; "columns", "channels",
             "kernels" or "layers" (see `Structure`), which may make the model itself smaller.
         schedule: `OneShot`, `Gradual` or `Iterative`.
@@ -53,6 +54,10 @@ class PruneConfig(BaseModel):
             raise ValueError("say how many zeros: sparsity, such as 0.9, or layer_sparsity for some layers")
         if self.sparsity is None and self.layer_sparsity and learned:
             raise ValueError("PSP without sparsity finds it for every layer: leave layer_sparsity out or give sparsity")
+        if learned and self.sparsity is None and self.schedule != OneShot():
+            raise ValueError("PSP without sparsity drops what falls below epsilon at every step: leave the schedule out")
+        if learned and self.sparsity is not None and self.schedule.last == 0:
+            raise ValueError("PSP has to learn before it is chosen what stays: give OneShot a step, or use Gradual")
         if structure == Structure("layers") and not learned:
             raise ValueError("pattern 'layers' needs method=PSP(): norms of different layers are not on one scale")
         if learned and self.schedule.rewind_from() is not None:

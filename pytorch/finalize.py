@@ -18,6 +18,10 @@ def finalize(model: M) -> M:
     """Take all masks of sparsec off `model`, in place: what it computed with becomes its weights. Returns `model`."""
     for module in list(model.modules()):
         names = pruned_parameters(module)
+        if names:
+            # A copy of a module shares the class that parametrizing has made, and removing takes properties off it.
+            shared = type(module)
+            module.__class__ = type(shared.__name__, shared.__bases__, dict(vars(shared)))
         for name in names:
             parametrize.remove_parametrizations(module, name, leave_parametrized=True)
         if names and isinstance(module, nn.RNNBase):

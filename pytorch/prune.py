@@ -10,9 +10,9 @@ from torch.nn.utils import parametrize
 
 from ..ir import SparsecError, UsageError
 from .pruner import Pruner
-from .recurrent import refresh_flat_weights
+from .recurrent import compute_flat_weights
 from .structures import Structure
-from .weights import find_weights
+from .weights import check_finite, find_weights
 
 if TYPE_CHECKING:
     from .config import PruneConfig
@@ -49,6 +49,8 @@ def prune(model: nn.Module, config: PruneConfig) -> Pruner:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in list(skipped.items())[:5]) or "it has no weights"
         raise SparsecError(f"prune: nothing of this {type(model).__name__} can be pruned ({reasons})")
     for weight in chosen:
+        check_finite(weight.name, weight.value)
+    for weight in chosen:
         _parametrize(weight, structure, config)
     pruner = Pruner(model, chosen, shares, config)
     pruner.skipped.update(skipped)
@@ -62,20 +64,25 @@ def _parametrize(weight: Weight, structure: Any, config: PruneConfig) -> None:
         weight.module, weight.parameter, config.method.parametrization(weight.value, layout, pattern)
     )
     if isinstance(weight.module, nn.RNNBase):
-        refresh_flat_weights(weight.module)
+        compute_flat_weights(weight.module)
 
 
 def _share(name: str, config: PruneConfig) -> tuple[float | None, bool]:
     """The share of zeros asked for, and whether by name."""
     for pattern, share in reversed(config.layer_sparsity):
-        if fnmatchcase(name, pattern):
+        if _fits(name, pattern):
             return share, True
     return config.sparsity, False
 
 
+def _fits(name: str, pattern: str) -> bool:
+    """Whether `pattern` means this weight, or a module that it lies in."""
+    return fnmatchcase(name, pattern) or fnmatchcase(name, f"{pattern}.*")
+
+
 def _check_names(names: list[str], skipped: dict[str, str], config: PruneConfig) -> None:
     for pattern, share in config.layer_sparsity:
-        fitting = [name for name in names if fnmatchcase(name, pattern)]
+        fitting = [name for name in names if _fits(name, pattern)]
         if not fitting:
             known = ", ".join(names[:8]) + (", .." if len(names) > 8 else "")
             raise UsageError(f"layer_sparsity: '{pattern}' fits no weight of the model: there are {known or 'none'}")

@@ -46,6 +46,8 @@ class Pruner:
         Raises:
             SparsecError: a weight is NaN or infinite, or the zeros are final already.
         """
+        for weight in self.weights:
+            _ = weight.mask  # that has been taken off is an error here, not training in which zeros get lost
         self.steps += 1
         if None in self._shares or self.steps <= self._config.schedule.last:
             self._config.method.after_step(self.weights)

@@ -8,34 +8,20 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 
-def refresh_flat_weights(module: nn.RNNBase) -> None:
-    """Have the list refreshed before each run, once for each module; `restore_flat_weights` ends it.
+def compute_flat_weights(module: nn.RNNBase) -> None:
+    """Have the list made of what the weights are now, whenever it is read; `restore_flat_weights` ends it.
 
-    After the run the list has the parameters again: a module that holds results of a computation cannot be copied.
+    The module's class, which parametrizing has made for it alone, gets it as a property. The list in the module itself
+    stays below, with the parameters: results of a computation could not be copied with the module.
     """
-    if _before not in module._forward_pre_hooks.values():
-        module.register_forward_pre_hook(_before)
-        module.register_forward_hook(_after, always_call=True)
-    _after(module)
+    type(module)._flat_weights = property(_current, lambda module, weights: None)
 
 
 def restore_flat_weights(module: nn.RNNBase) -> None:
     """Leave the module as one that was never parametrized."""
-    for hooks, own in ((module._forward_pre_hooks, _before), (module._forward_hooks, _after)):
-        for key in [key for key, hook in hooks.items() if hook is own]:
-            del hooks[key]
-    module._forward_hooks_always_called.clear()
-    _before(module)
+    if not parametrize.is_parametrized(module):
+        module._flat_weights = _current(module)
 
 
-def _before(module: Any, *_: Any) -> None:
-    module._flat_weights = [getattr(module, name, None) for name in module._flat_weights_names]
-
-
-def _after(module: Any, *_: Any) -> None:
-    module._flat_weights = [
-        module.parametrizations[name].original
-        if parametrize.is_parametrized(module, name)
-        else getattr(module, name, None)
-        for name in module._flat_weights_names
-    ]
+def _current(module: Any) -> list[Any]:
+    return [getattr(module, name, None) for name in module._flat_weights_names]

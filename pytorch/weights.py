@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 # ONNX's order of the gates, as indices into PyTorch's: (i, f, g, o) -> (i, o, f, c) and (r, z, n) -> (z, r, h).
 _GATES: dict[type[nn.Module], tuple[int, ...]] = {nn.LSTM: (0, 3, 1, 2), nn.GRU: (1, 0, 2)}
+_KINDS = "Linear, Conv1d, Conv2d, LSTM, GRU and MultiheadAttention"
 _PLAIN = (nn.Linear, nn.Conv1d, nn.Conv2d)
 _PROJECTIONS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
 
@@ -26,7 +27,7 @@ class Weight:
     """One weight of a module.
 
     Attributes:
-        name: of its module, and of the weight where the module has several: "encoder.linear1", "lstm.weight_hh_l0".
+        name: as in the model's `named_parameters`: "encoder.linear1.weight", "lstm.weight_hh_l0".
         module: that has it.
         parameter: its name there.
         layout: as a matrix.
@@ -73,9 +74,11 @@ class Weight:
 
 def find_weights(model: nn.Module, positions_first: bool) -> tuple[list[Weight], dict[str, str]]:
     """All weights that can be pruned, and why others cannot, by name; vectors and scalars are not mentioned."""
+    # By module, each once: one that is used twice has one weight.
     owners: dict[int, list[str]] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        owners.setdefault(id(parameter), []).append(name)
+    for path, module in model.named_modules():
+        for name, value in module.named_parameters(recurse=False, remove_duplicate=False):
+            owners.setdefault(id(value), []).append(_joined(path, name))
     found: list[Weight] = []
     others: dict[str, str] = {}
     for path, module in model.named_modules():
@@ -83,29 +86,51 @@ def find_weights(model: nn.Module, positions_first: bool) -> tuple[list[Weight],
             continue
         names = list(_names(module))
         for parameter in names:
-            full = f"{path}.{parameter}".lstrip(".")
-            name = path if path and names == ["weight"] else full
             value = getattr(module, parameter, None)
-            tied = [other for other in owners.get(id(value), []) if other != full]
             if value is None:
                 continue
-            if parametrize.is_parametrized(module, parameter):
-                others[name] = "it is parametrized already: finalize() first"
-            elif not isinstance(value, nn.Parameter):
-                others[name] = "it is computed from other parameters (such as weight_norm makes it): remove that first"
-            elif isinstance(value, nn.parameter.UninitializedParameter):
-                others[name] = "it has no shape yet: run the model once first"
-            elif tied:
-                others[name] = f"it is tied to {', '.join(tied)}, which would get the same zeros"
+            name = _joined(path, parameter)
+            reason = _obstacle(module, parameter, value, [other for other in owners.get(id(value), ()) if other != name])
+            if reason:
+                others[name] = reason
             else:
                 layout = Layout(tuple(value.shape), _gates(module, parameter), positions_first)
                 found.append(Weight(name, module, parameter, layout))
-        for parameter, value in module.named_parameters(recurse=False):
-            if parameter not in names and value.ndim > 1:
-                kind = type(module).__name__
-                full = f"{path}.{parameter}".lstrip(".")
-                others[full] = f"{kind} is none of Linear, Conv1d, Conv2d, LSTM, GRU and MultiheadAttention"
+        if not names:
+            matrices = [name for name, value in module.named_parameters(recurse=False) if _is_matrix(value)]
+            others.update((_joined(path, name), f"{type(module).__name__} is none of {_KINDS}") for name in matrices)
     return found, others
+
+
+def check_finite(name: str, tensor: torch.Tensor) -> None:
+    """Refuse what no norm can be taken of.
+
+    Raises:
+        SparsecError: a number is NaN or infinite.
+    """
+    if not bool(torch.isfinite(tensor).all()):
+        raise SparsecError(f"{name}: a number is NaN or infinite, so it cannot be said what stays: did training fail?")
+
+
+def _obstacle(module: nn.Module, parameter: str, value: Any, tied: list[str]) -> str:
+    """Why a weight cannot be pruned, or ""."""
+    if parametrize.is_parametrized(module, parameter):
+        return "it is parametrized already: take that off first (finalize() does it with masks of sparsec)"
+    if not isinstance(value, nn.Parameter):
+        return "it is computed from other parameters (such as weight_norm makes it): remove that first"
+    if isinstance(value, nn.parameter.UninitializedParameter) or value.is_meta:
+        return "it has no values yet: run the model once first"
+    if not value.is_floating_point() or not value.numel():
+        return f"it has {value.numel()} weights of type {value.dtype}, which have no norm"
+    return f"it is tied to {', '.join(tied)}, which would get the same zeros" if tied else ""
+
+
+def _is_matrix(value: Any) -> bool:
+    return not isinstance(value, nn.parameter.UninitializedParameter) and value.ndim > 1
+
+
+def _joined(path: str, parameter: str) -> str:
+    return f"{path}.{parameter}" if path else parameter
 
 
 def _names(module: Any) -> Iterator[str]:

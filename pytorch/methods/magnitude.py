@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from ...ir import SparsecError
+from ..weights import check_finite
 from .method import Method
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Mask(nn.Module):
-    """The weight where the mask is true, else zero. What is zero gets no gradient, keeps its value and may come back.
+    """The weight where the mask is true, else zero. What is zero gets no gradient; its value is kept and may come back.
 
     Attributes:
         mask: bool, in the weight's shape; a buffer, so that it is saved, moved and broadcast with the model.
@@ -57,8 +57,5 @@ class Magnitude(Method):
     def choose(self, weights: Sequence[Weight], shares: Sequence[float | None]) -> None:
         for weight, share in zip(weights, shares, strict=True):
             assert share is not None, "the configuration was checked"
-            if not bool(torch.isfinite(weight.original).all()):
-                raise SparsecError(
-                    f"{weight.name}: a weight is NaN or infinite, so none can be chosen: did training fail?"
-                )
+            check_finite(weight.name, weight.original)
             weight.mask.choose(weight.original, share)

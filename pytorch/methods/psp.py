@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from ...ir import SparsecError, UsageError
+from ...ir import UsageError
+from ..weights import check_finite
 from .method import Method
 
 if TYPE_CHECKING:
@@ -92,8 +93,7 @@ class PSP(Method):
 
     def choose(self, weights: Sequence[Weight], shares: Sequence[float | None]) -> None:
         for weight in weights:
-            if not bool(torch.isfinite(weight.mask.nu).all()):
-                raise SparsecError(f"{weight.name}: a structure parameter is NaN or infinite: did training fail?")
+            check_finite(weight.name, weight.mask.nu)
         # Layers that are asked for the same share compete.
         for share in dict.fromkeys(shares):
             group = [weight.mask for weight, own in zip(weights, shares, strict=True) if own == share]
