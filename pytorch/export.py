@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from ..compiler.artifact import check_output
 from ..compiler.config import CompileConfig
 from ..compiler.driver import compile
 from ..ir import SparsecError
@@ -45,8 +46,10 @@ def export(
         The compiled model, which has the report.
 
     Raises:
-        SparsecError: PyTorch cannot export the model, or sparsec cannot compile it. Nothing was written.
+        SparsecError: PyTorch cannot export the model, sparsec cannot compile it, or `out` cannot be written. Nothing was
+            written.
     """
+    check_output(Path(out), force)
     with tempfile.TemporaryDirectory(prefix="sparsec-") as folder:
         file = Path(folder) / "model.onnx"
         if isinstance(model, torch.onnx.ONNXProgram):
@@ -54,7 +57,7 @@ def export(
         else:
             source = _ready(model) if isinstance(model, nn.Module) else model
             try:
-                torch.onnx.export(source, args or (), file, **options)
+                torch.onnx.export(source, args or (), file, **{"verbose": False, **options})
             except Exception as error:  # whatever PyTorch's exporters raise
                 raise SparsecError(
                     f"export: PyTorch cannot write {type(model).__name__} as ONNX: {_words(error)}. Try the "
@@ -67,7 +70,12 @@ def export(
 
 def _ready(model: nn.Module) -> nn.Module:
     """The model in inference with its zeros in its weights; a copy where anything has to change."""
-    if not model.training and not any(map(pruned_parameters, model.modules())):
+    # What wraps a module for training is not part of it.
+    if isinstance(model, nn.parallel.DistributedDataParallel):
+        return _ready(model.module)
+    if hasattr(model, "_orig_mod"):  # torch.compile
+        return _ready(model._orig_mod)
+    if not any(module.training or pruned_parameters(module) for module in model.modules()):
         return model
     try:
         copied = copy.deepcopy(model)
@@ -79,5 +87,8 @@ def _ready(model: nn.Module) -> nn.Module:
     return finalize(copied).eval()
 
 
-def _words(error: Exception) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__
+def _words(error: BaseException) -> str:
+    """What went wrong first, in one line."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return " ".join(str(error).split())[:300].rstrip(".") or type(error).__name__
