@@ -55,7 +55,7 @@ class PruneConfig(BaseModel):
         if self.sparsity is None and self.layer_sparsity and learned:
             raise ValueError("PSP without sparsity finds it for every layer: leave layer_sparsity out or give sparsity")
         if learned and self.sparsity is None and self.schedule != OneShot():
-            raise ValueError("PSP without sparsity drops what falls below epsilon at every step: leave the schedule out")
+            raise ValueError("PSP without sparsity drops what is below epsilon at every step: leave the schedule out")
         if learned and self.sparsity is not None and self.schedule.last == 0:
             raise ValueError("PSP has to learn before it is chosen what stays: give OneShot a step, or use Gradual")
         if structure == Structure("layers") and not learned:

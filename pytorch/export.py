@@ -46,8 +46,8 @@ def export(
         The compiled model, which has the report.
 
     Raises:
-        SparsecError: PyTorch cannot export the model, sparsec cannot compile it, or `out` cannot be written. Nothing was
-            written.
+        SparsecError: PyTorch cannot export the model, sparsec cannot compile it, or `out` cannot be
+            written. Nothing was written.
     """
     check_output(Path(out), force)
     with tempfile.TemporaryDirectory(prefix="sparsec-") as folder:

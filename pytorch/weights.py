@@ -90,7 +90,8 @@ def find_weights(model: nn.Module, positions_first: bool) -> tuple[list[Weight],
             if value is None:
                 continue
             name = _joined(path, parameter)
-            reason = _obstacle(module, parameter, value, [other for other in owners.get(id(value), ()) if other != name])
+            tied = [other for other in owners.get(id(value), ()) if other != name]
+            reason = _obstacle(module, parameter, value, tied)
             if reason:
                 others[name] = reason
             else:
