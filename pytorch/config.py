@@ -60,8 +60,8 @@ class PruneConfig(BaseModel):
             raise ValueError("PSP has to learn before it is chosen what stays: give OneShot a step, or use Gradual")
         if structure == Structure("layers") and not learned:
             raise ValueError("pattern 'layers' needs method=PSP(): norms of different layers are not on one scale")
-        if learned and self.schedule.rewind_from() is not None:
-            raise ValueError("PSP learns what stays, which rewinding would undo: use rewind=None")
+        if learned and not self.schedule.regrows:
+            raise ValueError("PSP lets blocks come back, which Iterative rules out: use Gradual or OneShot")
         if self.pattern.startswith("nm:") and learned:
             raise ValueError(f"pattern '{self.pattern}' has no blocks that PSP could give a parameter: use Magnitude()")
         return self

@@ -82,11 +82,11 @@ class Pruner:
         if self.steps == schedule.rewind_from():
             self._rewind = {name: tensor.clone() for name, tensor in self._trained().items()}
         if None in self._shares:
-            method.choose(self.weights, self._shares)
+            method.choose(self.weights, self._shares, schedule.regrows)
             return False
         wanted = [schedule.sparsity(self.steps, share) for share in self._shares if share is not None]
         if None not in wanted and wanted:
-            method.choose(self.weights, wanted)
+            method.choose(self.weights, wanted, schedule.regrows)
         if not schedule.rewinds(self.steps):
             return False
         for name, tensor in self._trained().items():

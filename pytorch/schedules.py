@@ -25,6 +25,11 @@ class Schedule(ABC):
     def last(self) -> int:
         """The step after which masks are chosen for the last time."""
 
+    @property
+    def regrows(self) -> bool:
+        """Whether weights that are zero take part with the values they had when masks are chosen anew by norm."""
+        return True
+
     def rewind_from(self) -> int | None:
         """The step to whose weights `rewinds` goes back; None where no weight is ever set back."""
         return None
@@ -87,8 +92,8 @@ class Gradual(Schedule):
 class Iterative(Schedule):
     """Train, prune, set the weights that stay back, and again (Frankle & Carbin 2019; Frankle et al. 2020).
 
-    After round k of n the share of weights that stay is (1 - s_final)^(k/n). After the last pruning training goes on
-    for as long as the user's loop does.
+    After round k of n the share of weights that stay is (1 - s_final)^(k/n); what is zero stays zero. After the last
+    pruning training goes on for as long as the user's loop does.
 
     Attributes:
         rounds: how often is pruned.
@@ -115,6 +120,10 @@ class Iterative(Schedule):
     @property
     def last(self) -> int:
         return self.rounds * self.steps
+
+    @property
+    def regrows(self) -> bool:
+        return False
 
     def rewind_from(self) -> int | None:
         return self.rewind

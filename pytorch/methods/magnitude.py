@@ -41,7 +41,7 @@ class Mask(nn.Module):
         return weight
 
     def choose(self, weight: torch.Tensor, sparsity: float) -> None:
-        """The mask with this share of zeros, by the norms in `weight`, those below the mask included."""
+        """The mask with this share of zeros, by the norms in `weight`."""
         squares = self._layout.to_matrix(weight).double().square().cpu().numpy()
         kept = torch.from_numpy(self._pattern.project(squares, 1.0 - sparsity))
         self.mask.copy_(self._layout.from_matrix(kept))
@@ -54,8 +54,8 @@ class Magnitude(Method):
     def parametrization(self, value: torch.Tensor, layout: Layout, pattern: Pattern) -> Mask:
         return Mask(value, layout, pattern)
 
-    def choose(self, weights: Sequence[Weight], shares: Sequence[float | None]) -> None:
+    def choose(self, weights: Sequence[Weight], shares: Sequence[float | None], regrow: bool) -> None:
         for weight, share in zip(weights, shares, strict=True):
             assert share is not None, "the configuration was checked"
             check_finite(weight.name, weight.original)
-            weight.mask.choose(weight.original, share)
+            weight.mask.choose(weight.original if regrow else weight.value, share)

@@ -30,12 +30,13 @@ class Method(ABC):
         """
 
     @abstractmethod
-    def choose(self, weights: Sequence[Weight], shares: Sequence[float | None]) -> None:
+    def choose(self, weights: Sequence[Weight], shares: Sequence[float | None], regrow: bool) -> None:
         """Choose anew what stays.
 
         Args:
             weights: with a `parametrization` of this method on each.
             shares: of zeros, of each; None where the method finds it.
+            regrow: whether weights that are zero now compete with the values they had.
 
         Raises:
             SparsecError: a weight is NaN or infinite.

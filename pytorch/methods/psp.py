@@ -91,7 +91,7 @@ class PSP(Method):
     def parametrization(self, value: torch.Tensor, layout: Layout, pattern: Pattern) -> StructureParameters:
         return StructureParameters(value, layout, pattern)
 
-    def choose(self, weights: Sequence[Weight], shares: Sequence[float | None]) -> None:
+    def choose(self, weights: Sequence[Weight], shares: Sequence[float | None], regrow: bool) -> None:
         for weight in weights:
             check_finite(weight.name, weight.mask.nu)
         # Layers that are asked for the same share compete.

@@ -276,7 +276,10 @@ BAD = [
     ({"method": PSP(), "layer_sparsity": (("a", 0.5),)}, "PSP without sparsity finds it for every layer"),
     ({"method": PSP(), "schedule": OneShot(5)}, "PSP without sparsity drops what is below epsilon at every step"),
     ({"method": PSP(), "sparsity": 0.5}, "PSP has to learn before it is chosen what stays: give OneShot a step"),
-    ({"method": PSP(), "sparsity": 0.5, "schedule": Iterative(2, 5)}, "which rewinding would undo: use rewind=None"),
+    (
+        {"method": PSP(), "sparsity": 0.5, "schedule": Iterative(2, 5)},
+        "PSP lets blocks come back, which Iterative rules out",
+    ),
     ({"method": PSP(), "pattern": "nm:2:4"}, "pattern 'nm:2:4' has no blocks that PSP could give a parameter"),
 ]
 
