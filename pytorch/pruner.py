@@ -55,6 +55,11 @@ class Pruner:
         return rewound
 
     @property
+    def at_start(self) -> bool:
+        """Whether this is the step that rewinding goes back to."""
+        return self.steps == self._config.schedule.rewind_from()
+
+    @property
     def sparsity(self) -> float:
         """Share of zeros in the weights that are pruned."""
         zeros = sum(int((weight.value == 0).sum()) for weight in self.weights)
@@ -79,7 +84,7 @@ class Pruner:
     def _choose(self) -> bool:
         """What is due after this many steps."""
         schedule, method = self._config.schedule, self._config.method
-        if self.steps == schedule.rewind_from():
+        if self.at_start:
             self._rewind = {name: tensor.clone() for name, tensor in self._trained().items()}
         if None in self._shares:
             method.choose(self.weights, self._shares, schedule.regrows)
