@@ -17,6 +17,8 @@ from ..ir import SparsecError
 from .finalize import finalize, pruned_parameters
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from ..compiler.context import Progress
     from ..compiler.driver import CompiledModel
 
@@ -34,7 +36,7 @@ def export(
 
     Args:
         model: a module, with masks or without (it is not changed: masks are made final in a copy, in which dropout and
-            norms are as in inference); or what `torch.export.export` or `torch.onnx.export` made of one.
+            norms are as in inference); or what `torch.export.export` or `torch.onnx.export` made of a final one.
         args: example inputs; None where `model` has been exported already.
         out: the folder.
         config: of `sparsec.compile`; by default the zeros that are there are compiled and no weight changes.
@@ -50,6 +52,10 @@ def export(
             written. Nothing was written.
     """
     check_output(Path(out), force)
+    if isinstance(model, torch.onnx.ONNXProgram):
+        _check_final(model.model.graph.initializers)
+    elif isinstance(model, torch.export.ExportedProgram):
+        _check_final(model.state_dict)
     with tempfile.TemporaryDirectory(prefix="sparsec-") as folder:
         file = Path(folder) / "model.onnx"
         if isinstance(model, torch.onnx.ONNXProgram):
@@ -85,6 +91,15 @@ def _ready(model: nn.Module) -> nn.Module:
             "first"
         ) from error
     return finalize(copied).eval()
+
+
+def _check_final(names: Iterable[str]) -> None:
+    masks = [name for name in names if "parametrizations." in name and name.endswith((".mask", ".kept"))]
+    if masks:
+        raise SparsecError(
+            f"export: this program computes its weights with masks each time it runs ('{masks[0]}'): call finalize(model) "
+            "before torch's export, or give export() the model itself"
+        )
 
 
 def _words(error: BaseException) -> str:

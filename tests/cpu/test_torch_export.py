@@ -88,11 +88,14 @@ def test_a_module_in_training_with_masks_is_exported_and_not_changed(options: An
 
 
 def test_what_is_exported_already(tmp_path: Path) -> None:
-    model = network(masked=False)
-    prune(model, PruneConfig(sparsity=0.75))
-    masked = torch.export.export(model.eval(), (X,))
-    final = finalize(copy.deepcopy(model))
-    sources = [masked, torch.export.export(final, (X,)), torch.onnx.export(final, (X,), verbose=False)]
+    model = network().eval()
+    for masked in (torch.export.export(model, (X,)), torch.onnx.export(model, (X,), verbose=False)):
+        with pytest.raises(
+            SparsecError, match=r"computes its weights with masks .*weight.0.mask'\): call finalize\(model"
+        ):
+            export(masked, None, tmp_path / "out", CONFIG)
+    finalize(model)
+    sources = (torch.export.export(model, (X,)), torch.onnx.export(model, (X,), verbose=False))
     for number, source in enumerate(sources):
         compiled = export(source, None, tmp_path / str(number), CONFIG)
         assert zeros(compiled) == [0.75, 0.75, 0]
