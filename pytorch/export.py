@@ -97,7 +97,7 @@ def _check_final(names: Iterable[str]) -> None:
     masks = [name for name in names if "parametrizations." in name and name.endswith((".mask", ".kept"))]
     if masks:
         raise SparsecError(
-            f"export: this program computes its weights with masks whenever it runs ('{masks[0]}'): call finalize(model) "
+            f"export: this program computes its weights with masks whenever it runs ('{masks[0]}'): call finalize() "
             "before torch's export, or give export() the model itself"
         )
 

@@ -91,7 +91,7 @@ def test_what_is_exported_already(tmp_path: Path) -> None:
     model = network().eval()
     for masked in (torch.export.export(model, (X,)), torch.onnx.export(model, (X,), verbose=False)):
         with pytest.raises(
-            SparsecError, match=r"computes its weights with masks .*weight.0.mask'\): call finalize\(model"
+            SparsecError, match=r"computes its weights with masks .*weight.0.mask'\): call finalize\(\)"
         ):
             export(masked, None, tmp_path / "out", CONFIG)
     finalize(model)
