@@ -14,7 +14,7 @@ torch = pytest.importorskip("torch")
 from torch import nn  # noqa: E402
 from torch.nn import functional  # noqa: E402
 
-from sparsec.torch import Gradual, Iterative, PruneConfig, prune  # noqa: E402
+from sparsec.torch import Gradual, Iterative, PruneConfig, finalize, prune  # noqa: E402
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -55,7 +55,7 @@ def same(one: Any, other: Any) -> bool:
 # ---- transformers ----
 
 
-def trainer_of_transformers(folder: Path, model: Any, pruner: Any, steps: int, *more: Any) -> Any:
+def trainer_of_transformers(folder: Path, model: Any, pruner: Any, steps: int, *more: Any, data: Any = None) -> Any:
     transformers = pytest.importorskip("transformers")
     pytest.importorskip("accelerate")
     arguments = transformers.TrainingArguments(
@@ -73,7 +73,7 @@ def trainer_of_transformers(folder: Path, model: Any, pruner: Any, steps: int, *
         logging_strategy="no",
     )
     callback = importlib.import_module("sparsec.torch.callbacks.transformers").PruneCallback(pruner)
-    return transformers.Trainer(model, arguments, train_dataset=samples(), callbacks=[callback, *more])
+    return transformers.Trainer(model, arguments, train_dataset=data or samples(), callbacks=[callback, *more])
 
 
 def test_transformers_steps_are_those_of_the_optimizer(tmp_path: Path) -> None:
@@ -95,6 +95,31 @@ def test_transformers_training_goes_on_from_a_checkpoint(schedule: Any, tmp_path
     assert other_pruner.steps == 10
     assert same(model, other)
     assert other_pruner.sparsity == 0.75
+
+
+def test_a_model_of_transformers_is_saved_and_loaded(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+
+    def begun() -> tuple[Any, Any]:
+        torch.manual_seed(0)
+        config = transformers.LlamaConfig(vocab_size=50, num_key_value_heads=2, tie_word_embeddings=True, **sizes)
+        model = transformers.LlamaForCausalLM(config)
+        return model, prune(model, PruneConfig(sparsity=0.75, schedule=REWINDING, least_weights=0))
+
+    words = torch.randint(50, (80, 8), generator=torch.Generator().manual_seed(0))
+    data = [{"input_ids": row, "labels": row} for row in words]
+    (model, pruner), (other, other_pruner) = begun(), begun()
+    assert len(pruner.weights) == 14
+    assert pruner.skipped["lm_head.weight"].startswith("it is tied to model.embed_tokens.weight")
+    trainer_of_transformers(tmp_path, model, pruner, 10, data=data).train()
+    trainer = trainer_of_transformers(tmp_path, other, other_pruner, 10, data=data)
+    trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-5"))
+    assert same(model, other)
+    finalize(model).save_pretrained(tmp_path / "final")
+    loaded = transformers.LlamaForCausalLM.from_pretrained(tmp_path / "final")
+    assert same(model, loaded)
+    assert (loaded.model.layers[0].mlp.up_proj.weight == 0).double().mean() == 0.75
 
 
 def test_transformers_rewinding_begins_anew(tmp_path: Path) -> None:

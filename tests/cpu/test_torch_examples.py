@@ -73,7 +73,7 @@ def test_examples_end_in_an_artifact_that_computes_the_same(section: str, names:
         y = final(batch).detach().numpy()
         found = session.run(None, {session.get_inputs()[0].name: batch.numpy()})[0]
         np.testing.assert_allclose(found, y, rtol=1e-5, atol=1e-5 * np.abs(y).max())
-    pruned = [decision for decision in names["result"].report.decisions if decision.zeros_after > 0.3]
+    pruned = [decision for decision in names["result"].report.decisions if decision.zeros_after]
     assert len(pruned) == {"encoder": 8, "resnet": 4, "language": 2}[EXAMPLES[section]]
 
 
