@@ -136,6 +136,20 @@ def test_gradual_training_ends_at_the_share_and_keeps_what_is_zero() -> None:
     assert seen[7:] == [0.5, 0.5, 0.5]
 
 
+@pytest.mark.parametrize(("schedule", "back"), [(Gradual(2), True), (Iterative(2, 1, rewind=None), False)])
+def test_weights_come_back_under_gradual_pruning_only(schedule: Any, back: bool) -> None:
+    model = network()
+    pruner = prune(model, config(schedule=schedule))
+    pruner.step()
+    (first, _) = pruner.weights
+    gone = ~first.mask.mask
+    assert gone.any()
+    first.original[~gone] /= 1e6
+    pruner.step()
+    assert bool(first.mask.mask[gone].any()) is back
+    assert zeros(model) == 0.5
+
+
 @pytest.mark.parametrize("rewind", [0, 3, None])
 def test_rewinding_sets_everything_back_bit_by_bit(rewind: int | None) -> None:
     model = network()
