@@ -16,7 +16,7 @@ lint: $(VENV)/dev.done
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
-	$(VENV)/bin/lint-imports
+	PYTHONPATH=.typing $(VENV)/bin/lint-imports
 
 clean:
 	rm -rf $(VENV) build *.egg-info
