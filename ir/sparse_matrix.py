@@ -230,14 +230,14 @@ class SparseMatrix:
 
 def _to_halves(codes: NDArray[np.uint8], panel: int) -> NDArray[np.uint8]:
     """Codes of 4 bits, two in a byte (see `SparseMatrix`)."""
-    half = panel // 2 if panel % 2 == 0 else 1
+    half = code_unit(panel) // 2
     pairs = np.pad(codes, (0, -len(codes) % (2 * half))).reshape(-1, 2, half)
     return np.asarray(pairs[:, 0] | pairs[:, 1] << 4).ravel()
 
 
 def _from_halves(packed: NDArray[np.uint8], count: int, panel: int) -> NDArray[np.uint8]:
     """The first `count` codes of `_to_halves`."""
-    half = panel // 2 if panel % 2 == 0 else 1
+    half = code_unit(panel) // 2
     pairs = packed.reshape(-1, 1, half)
     return np.concatenate([pairs & 15, pairs >> 4], axis=1).ravel()[:count]
 

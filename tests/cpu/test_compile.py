@@ -189,6 +189,24 @@ def test_no_layer_at_all(cache: Path, tmp_path: Path) -> None:
     assert (session.run(None, {"x": -np.ones((2, 4), np.float32)})[0] == 0).all()
 
 
+def test_an_output_of_another_shape_than_declared_is_timed_all_the_same(cache: Path) -> None:
+    """As PyTorch's exporter writes it of recurrent layers; `run` forgives it, bound outputs do not."""
+    model = onnx.parser.parse_model(
+        """<ir_version: 8, opset_import: ["" : 17]> wrong (float[N, 256] x) => (float[32, 256] y) {
+            a = MatMul (x, w)
+            y = Reshape (a, s)
+        }"""
+    )
+    weight = np.repeat(np.random.default_rng(0).standard_normal((256, 16)), 16, axis=1).astype(np.float32)
+    weight[:200] = 0
+    for name, array in (("w", weight), ("s", np.array([-1, 256]))):
+        model.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
+    result = sparsec.compile(model, sparsec.CompileConfig(cache=cache, batch=(8,), **FAST))
+    assert result.report.decisions[0].timings[0].dense_us > 0
+    x = np.random.default_rng(2).standard_normal((8, 256)).astype(np.float32)
+    np.testing.assert_allclose(result.run({"x": x})["y"], x @ weight, rtol=1e-4, atol=1e-4)
+
+
 def test_survey_leaves_the_artifact_alone(cache: Path, sparse_wins: None) -> None:
     model = mlp((256, 256, 256, 10))
     config = sparsec.CompileConfig(cache=cache, **{**FAST, "survey": True})

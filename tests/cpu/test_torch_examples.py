@@ -69,7 +69,7 @@ def test_examples_end_in_an_artifact_that_computes_the_same(section: str, names:
     assert pruner.steps == names["steps"]
     session = sparsec.load(names["out"] / EXAMPLES[section])
     final = finalize(copy.deepcopy(model)).eval()
-    for batch in (x, torch.cat([x, x])):
+    for batch in (x, torch.cat([x, x]), *([x[:3, :5]] if x.ndim == 2 else [])):
         y = final(batch).detach().numpy()
         found = session.run(None, {session.get_inputs()[0].name: batch.numpy()})[0]
         np.testing.assert_allclose(found, y, rtol=1e-5, atol=1e-5 * np.abs(y).max())
