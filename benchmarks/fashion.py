@@ -1,7 +1,7 @@
 """TinyVGG16 on Fashion-MNIST: its wide dense layers with 90 % zeros in groups of 16, healed without labels, and timed.
 
     python benchmarks/fashion.py train      # build/fashion/tinyvgg16.onnx by PyTorch, about 20 minutes of one core
-    python benchmarks/fashion.py run [--heal TIME|STEPS] [--threads N] [--json FILE]
+    python benchmarks/fashion.py run [--sparsity S,S,...] [--heal TIME|STEPS] [--threads N] [--json FILE]
 
 The network is that of `models/tinyvgg16.py`, VGG-16's configuration D, narrow enough for a CPU. Images of 28x28 pixels
 get a border of two; without the last pool, which would leave one pixel of 32x32, the dense layers see 2x2 as they do
@@ -51,11 +51,10 @@ DENSE, CLASSES = 2048, 10
 EPOCHS, BATCH, RATE = 5, 128, 1e-3
 
 WIDE = ("/classifier/classifier.0/Gemm", "/classifier/classifier.3/Gemm")
-SPARSITY, PATTERN = 0.9, "group:16"
+PATTERN = "group:16"
 BATCHES = (1, 16)
 # Training images that healing may see, and images a run.
 CALIBRATION, RUN = 20_000, 50
-METHODS = ("norms", "solved", "healed")
 
 Row = dict[str, Any]
 
@@ -149,25 +148,26 @@ def data() -> list[Feeds]:
     return [{INPUT: x[chosen[part]]} for part in slices(CALIBRATION, RUN)]
 
 
-def rows(model: Path, heal: str, threads: int, folder: Path) -> Iterator[Row]:
+def rows(model: Path, sparsity: float, heal: str, threads: int, folder: Path) -> Iterator[Row]:
     """One artifact a method."""
-    options: dict[str, Row] = {"norms": {}, "solved": {"calib": data()}, "healed": {"calib": data(), "heal": heal}}
-    for method in METHODS:
+    calib = data()
+    methods: dict[str, Row] = {"norms": {}, "solved": {"calib": calib}, "healed": {"calib": calib, "heal": heal}}
+    for method, options in methods.items():
         config = sparsec.CompileConfig(
-            layer_sparsity=tuple((layer, SPARSITY) for layer in WIDE),
+            layer_sparsity=tuple((layer, sparsity) for layer in WIDE),
             pattern=PATTERN,
             batch=BATCHES,
             threads=threads,
             cache=folder / "tuning" / method,  # nothing is replayed
-            **options[method],
+            **options,
         )
         result = sparsec.compile(model, config)
         result.save(folder / method)
         result.close()
         report = json.loads((folder / method / "report.json").read_text())
-        row: Row = {"method": method, "metric": accuracy(sparsec.load(folder / method))}
+        row: Row = {"asked": sparsity, "method": method, "metric": accuracy(sparsec.load(folder / method))}
         row |= {"seconds": round(report["seconds"], 1), "load": round(os.getloadavg()[1], 1)}
-        row |= {"healing": report["healing"]} if method == "healed" else {}
+        row |= {"healing": {"limit": heal, **report["healing"]}} if method == "healed" else {}
         yield row | times(report)
 
 
@@ -193,19 +193,21 @@ def _numbers(timing: Row) -> list[float]:
     ]
 
 
-def run(model: Path, heal: str, threads: int, path: Path) -> None:
-    """Measure, print and write."""
+def run(model: Path, shares: list[float], heal: str, threads: int, path: Path) -> None:
+    """Measure, print and write; rows of the same sparsity in the file are replaced."""
     dense = accuracy(onnxruntime.InferenceSession(found(model), providers=["CPUExecutionProvider"]))
     print(f"dense {dense:.4f}", flush=True)
     measured = []
-    with tempfile.TemporaryDirectory() as folder:
-        for row in rows(model, heal, threads, Path(folder)):
-            print(json.dumps(row, indent=1), flush=True)
-            measured.append(row)
+    for share in shares:
+        with tempfile.TemporaryDirectory() as folder:
+            for row in rows(model, share, heal, threads, Path(folder)):
+                measured.append({"dense": dense, **row})
+                print(json.dumps(measured[-1], indent=1), flush=True)
+    old = json.loads(path.read_text())["rows"] if path.exists() else []
     record = {
-        "date": date.today().isoformat(), "cpu": cpu_name(), "threads": threads, "heal": heal,
+        "date": date.today().isoformat(), "cpu": cpu_name(), "threads": threads,
         "versions": {name: version(name) for name in ("sparsec", "torch")} | {"onnxruntime": onnxruntime.__version__},
-        "dense": dense, "rows": measured,
+        "rows": [row for row in old if row["asked"] not in shares] + measured,
     }  # fmt: skip
     path.write_text(json.dumps(record, indent=1) + "\n")
 
@@ -214,6 +216,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("what", choices=("train", "run"))
     parser.add_argument("--model", type=Path, default=MODEL)
+    parser.add_argument("--sparsity", default="0.9")
     parser.add_argument("--heal", default="10m")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", type=Path, default=RESULTS)
@@ -221,7 +224,8 @@ def main() -> None:
     if options.what == "train":
         train(options.model)
     else:
-        run(options.model, options.heal, options.threads, options.json)
+        shares = [float(share) for share in options.sparsity.split(",")]
+        run(options.model, shares, options.heal, options.threads, options.json)
 
 
 if __name__ == "__main__":
