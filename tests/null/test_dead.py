@@ -252,14 +252,14 @@ def grown(steps: list[tuple[str, int]], seed: int) -> onnx.ModelProto:
     return net.model()
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(*GRAPHS)
 def test_random_graphs_compute_the_same_without_dead_channels(steps: list[tuple[str, int]], seed: int) -> None:
     model = grown(steps, seed)
     assert_same(read(emptied(model, read(model), seed)), exactly, seed)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(*GRAPHS)
 def test_what_nothing_reads_is_found_in_random_graphs(steps: list[tuple[str, int]], seed: int) -> None:
     program = read(grown(steps, seed))
