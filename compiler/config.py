@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from enum import Enum
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from ..codegen.tune import Fleet, parse_fleet
 from ..ir import UsageError, parse_pattern
@@ -28,6 +29,8 @@ STRUCTURED = "structured"
 # The pattern where "auto" finds no better one: one vector of outputs; two inputs deep where products are of bfloat16,
 # four where they are of integers.
 PATTERN, PAIR_PATTERN, INTEGER_PATTERN = "group:16", "block:16x2", "block:16x4"
+# Options that are texts with a grammar, and what reads them.
+PARSED: dict[str, Callable[[str], object]] = {"max_drop": parse_drop, "heal": parse_limit, "tune_on": parse_fleet}
 
 
 class Tune(str, Enum):
@@ -156,36 +159,21 @@ class CompileConfig(BaseModel):
             raise ValueError(f"'{name}' is no way to find ranges: expected {', '.join(RANGES)}")
         return name
 
+    @field_validator(*PARSED)
+    @classmethod
+    def _readable(cls, text: str | None, info: ValidationInfo) -> str | None:
+        assert info.field_name is not None
+        try:
+            return None if text is None else str(PARSED[info.field_name](text))
+        except UsageError as error:
+            raise ValueError(str(error)) from error
+
     @field_validator("method")
     @classmethod
     def _known_method(cls, name: str) -> str:
         if name not in (AUTO, *METHODS):
             raise ValueError(f"'{name}' is no method of pruning: expected auto, {', '.join(METHODS)}")
         return name
-
-    @field_validator("max_drop")
-    @classmethod
-    def _known_drop(cls, text: str | None) -> str | None:
-        try:
-            return None if text is None else str(parse_drop(text))
-        except UsageError as error:
-            raise ValueError(str(error)) from error
-
-    @field_validator("tune_on")
-    @classmethod
-    def _known_fleet(cls, text: str | None) -> str | None:
-        try:
-            return None if text is None else str(parse_fleet(text))
-        except UsageError as error:
-            raise ValueError(str(error)) from error
-
-    @field_validator("heal")
-    @classmethod
-    def _known_limit(cls, text: str | None) -> str | None:
-        try:
-            return None if text is None else str(parse_limit(text))
-        except UsageError as error:
-            raise ValueError(str(error)) from error
 
     @property
     def patterns(self) -> tuple[str, ...]:

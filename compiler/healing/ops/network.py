@@ -56,11 +56,11 @@ def conv_transpose(call: Call, x: Tensor, w: Tensor, b: Tensor | None = None) ->
     """Of one to three axes.
 
     Raises:
-        NotImplementedError: the size is asked for in another way than by pads.
+        ValueError: the size is asked for in another way than by pads.
     """
     axes = x.dim() - 2
     if call.get("auto_pad", "NOTSET") not in ("NOTSET", "VALID") or call.ints("output_shape"):
-        raise NotImplementedError("auto_pad and output_shape")
+        raise ValueError("its size is given by auto_pad or output_shape")
     strides, dilations = call.ints("strides") or [1] * axes, call.ints("dilations") or [1] * axes
     more = call.ints("output_padding") or [0] * axes
     pads = call.ints("pads") or [0] * (2 * axes)
@@ -86,11 +86,11 @@ def average_pool(call: Call, x: Tensor) -> Tensor:
     """Of one to three axes: a mean over what is inside, or with pads.
 
     Raises:
-        NotImplementedError: windows have holes.
+        ValueError: windows have holes.
     """
     axes, kernel, strides, dilations = _window(call, x)
     if any(one != 1 for one in dilations):
-        raise NotImplementedError("dilations")
+        raise ValueError("its windows have holes (dilations)")
     pads = _pads(call, x.shape[2:], kernel, strides)
     more = _up(pads, x.shape[2:], kernel, strides) if call.get("ceil_mode", 0) else pads
     y = _AVERAGE[axes](_padded(x, more, 0.0, always=True)[0], kernel, strides)
@@ -209,7 +209,7 @@ def resize(call: Call, x: Tensor, *inputs: Tensor | None) -> Tensor:
     """To a size or by factors, in the forms of which PyTorch has the same.
 
     Raises:
-        NotImplementedError: it has not.
+        ValueError: it has not.
     """
     mode = call.get("mode", "nearest")
     new = call.opset >= 11 and call.node.op_type == "Resize"
@@ -223,13 +223,13 @@ def resize(call: Call, x: Tensor, *inputs: Tensor | None) -> Tensor:
         target = [math.floor(n * factor) for n, factor in zip(x.shape, factors, strict=False)]
     whole = all(wanted % n == 0 for n, wanted in zip(x.shape, target, strict=False))
     if len(target) != x.dim() or tuple(target[:2]) != tuple(x.shape[:2]):
-        raise NotImplementedError("other axes than those behind the channels")
+        raise ValueError("it resizes other axes than those behind the channels")
     if mode == "nearest" and whole and (position, rounding) in _NEAREST:
         return F.interpolate(x, target[2:], mode="nearest")
     if mode == "linear" and whole and position in ("half_pixel", "pytorch_half_pixel", "align_corners"):
         name = {1: "linear", 2: "bilinear", 3: "trilinear"}[x.dim() - 2]
         return F.interpolate(x, target[2:], mode=name, align_corners=position == "align_corners")
-    raise NotImplementedError(f"mode '{mode}' with '{position}' and '{rounding}'")
+    raise ValueError(f"mode '{mode}' with '{position}' and '{rounding}'")
 
 
 OPS: dict[str, Op] = {

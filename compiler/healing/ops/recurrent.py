@@ -29,7 +29,7 @@ def recurrent(
     """Y [T, directions, N, hidden], the last H and, of an LSTM, the last C, both [directions, N, hidden].
 
     Raises:
-        NotImplementedError: a form that no exporter writes for networks as they are trained.
+        ValueError: a form that no exporter writes for networks as they are trained.
     """
     kind, hidden, directions = call.node.op_type, r.shape[-1], w.shape[0]
     names = list(call.get("activations", ())) or _USUAL[kind] * directions
@@ -43,7 +43,7 @@ def recurrent(
         "activations": any(name.lower() not in _ACTIVATIONS for name in names),
     }
     if any(unusual.values()):
-        raise NotImplementedError(", ".join(name for name, found in unusual.items() if found))
+        raise ValueError(", ".join(name for name, found in unusual.items() if found))
     functions = [_ACTIVATIONS[name.lower()] for name in names]
     each = len(_USUAL[kind])
     zeros = torch.zeros((x.shape[1], hidden), dtype=x.dtype)
