@@ -18,7 +18,7 @@ from ..ir.values import Floats, Int8, Values, parse_values
 from ..passes.solve import AUTO, METHODS
 from .calibration.metrics import Drop, parse_drop
 from .calibration.ranges import METHODS as RANGES
-from .healing import Limit, parse_limit
+from .healing import CPU, Limit, parse_device, parse_limit
 
 # Layers with fewer weights than this are too small for a sparse operator to pay.
 TINY_WEIGHTS = 16_384
@@ -30,7 +30,12 @@ STRUCTURED = "structured"
 # four where they are of integers.
 PATTERN, PAIR_PATTERN, INTEGER_PATTERN = "group:16", "block:16x2", "block:16x4"
 # Options that are texts with a grammar, and what reads them.
-PARSED: dict[str, Callable[[str], object]] = {"max_drop": parse_drop, "heal": parse_limit, "tune_on": parse_fleet}
+PARSED: dict[str, Callable[[str], object]] = {
+    "max_drop": parse_drop,
+    "heal": parse_limit,
+    "heal_on": parse_device,
+    "tune_on": parse_fleet,
+}
 
 
 class Tune(str, Enum):
@@ -92,6 +97,7 @@ class CompileConfig(BaseModel):
         max_drop: how much worse the metric may get, "1%" of the dense model's or "0.01": as fast as that allows.
         heal: train the kept weights, biases and norms by PyTorch to do what the dense model does, for a time ("5m",
             "90s", "1h") or a number of steps ("500"), on all samples of `calib` but those that are held back.
+        heal_on: device that PyTorch trains on: "cpu", "cuda" or "cuda:N".
         permute: with `calib`, reorder channels before blocks are cut, where the weights around can follow.
         pick: number of the frontier's point to make, instead of what the budget chooses; 0 is the dense model.
         solutions: folder in which solved weights are kept, so that another budget or point needs no second solving.
@@ -129,6 +135,7 @@ class CompileConfig(BaseModel):
     speedup: Annotated[float, Field(gt=1)] | None = None
     max_drop: str | None = None
     heal: str | None = None
+    heal_on: str = CPU
     permute: bool = True
     pick: Annotated[int, Field(ge=0)] | None = None
     solutions: Path | None = None

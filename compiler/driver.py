@@ -28,6 +28,7 @@ from .dense_int8 import statically_quantized
 from .exporter import export, save, session_source, store_coded
 from .frontend import read
 from .frontend.weights import weight_index
+from .healing import CPU
 from .machine import Cpu, Machine
 from .outcome import Outcome, decide
 from .plan import Candidate, Plan, make_plan, with_weights
@@ -197,6 +198,8 @@ def _check(config: CompileConfig) -> None:
         )
     if config.heal is not None and not config.prunes:
         raise UsageError("--heal: nothing is pruned that could be trained; add --sparsity, such as 0.5, or a budget")
+    if config.heal is None and config.heal_on != CPU:
+        raise UsageError(f"--heal-on {config.heal_on}: nothing is trained; add --heal, such as 10m")
     if config.pick is not None and not config.budgeted:
         raise UsageError("--pick chooses a point of the frontier of --speedup or --max-drop: add the one it came from")
     if config.structured:

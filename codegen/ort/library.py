@@ -17,6 +17,7 @@ import shlex
 import shutil
 import subprocess
 import tempfile
+from functools import lru_cache
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -38,9 +39,12 @@ _SOURCES = (
     "sparse_linear.c", "node.c", "cpu_node.c", "cuda_node.c", "cuda_driver.c", "tensor.c", "tvm_runtime.c",
 )  # fmt: skip
 
+_HERE = Path(__file__).resolve().parent
+
 # No path, time or random number may reach the file, so that equal kernels give equal bytes: hence -s and no build id.
-_FLAGS = (
-    "-std=c11", "-O2", "-fPIC", "-fvisibility=hidden", "-shared", "-s",
+_COMPILE = ("-std=c11", "-O2", "-fPIC", "-fvisibility=hidden")
+_LINK = (
+    "-shared", "-s",
     "-Wl,--version-script=exports.map", "-Wl,--build-id=none", "-Wl,--no-undefined", "-Wl,--as-needed",
 )  # fmt: skip
 
@@ -91,10 +95,11 @@ def build_library(kernels: Sequence[Kernel], out: Path, requires: Sequence[str] 
         for i, image in enumerate(images.values()):
             (folder / f"{i}.image").write_bytes(image)
         (folder / "images.s").write_text(_assembly(len(images)), encoding="utf-8")
-        here = Path(__file__).resolve().parent
-        sources = [str(here / source) for source in _SOURCES]
-        inputs = [*sources, "table.c", "images.s", *(f"{i}.o" for i in range(len(objects)))]
-        _run([*compiler, *_FLAGS, f"-I{here}", *inputs, *_LIBRARIES, "-o", LIBRARY_NAME], folder)
+        operator = _operator(compiler)
+        for file, code in operator.items():
+            (folder / file).write_bytes(code)
+        inputs = [*operator, "table.c", "images.s", *(f"{i}.o" for i in range(len(objects)))]
+        _run([*compiler, *_COMPILE, *_LINK, f"-I{_HERE}", *inputs, *_LIBRARIES, "-o", LIBRARY_NAME], folder)
         (folder / LIBRARY_NAME).replace(out)
 
 
@@ -121,6 +126,14 @@ def find_compiler() -> tuple[str, ...]:
     )
 
 
+@lru_cache(maxsize=4)
+def _operator(compiler: tuple[str, ...]) -> dict[str, bytes]:
+    """The object files of the operator, which every library has: a model is compiled with several."""
+    with tempfile.TemporaryDirectory() as name:
+        _run([*compiler, *_COMPILE, "-c", *(str(_HERE / source) for source in _SOURCES)], Path(name))
+        return {path.name: path.read_bytes() for path in sorted(Path(name).glob("*.o"))}
+
+
 def _run(command: list[str], folder: Path) -> None:
     result = subprocess.run(
         command,
@@ -136,7 +149,7 @@ def _run(command: list[str], folder: Path) -> None:
     if result.returncode:
         last = "\n".join(result.stdout.strip().splitlines()[-8:])
         raise SparsecError(
-            f"the C compiler '{command[0]}' could not link the operator library "
+            f"the C compiler '{command[0]}' could not make the operator library "
             f"(exit code {result.returncode}); its last lines:\n{last}"
         )
 

@@ -56,9 +56,9 @@ class Healer:
         """Refuse what cannot be trained, and data that does not tell what training brings, before anything takes time.
 
         Raises:
-            SparsecError: PyTorch is missing, an operator has no mapping, or all the data is one run.
+            SparsecError: PyTorch or the device is missing, an operator has no mapping, or all the data is one run.
         """
-        check_operators(self.program.model)
+        check_operators(self.program.model, self.context.config.heal_on)
         if not self.judge.holds_back:
             raise SparsecError(
                 f"--heal: calibration data '{self.samples.name}' has one run, of which nothing can be held back to see "
@@ -72,7 +72,9 @@ class Healer:
             SparsecError: PyTorch does not compute the model as ONNX Runtime does.
         """
         config, dense = self.context.config, self.trial.feeds({})
-        trainer = make_trainer(self.program, chosen.weights, self.samples, config.seed, config.thread_count)
+        trainer = make_trainer(
+            self.program, chosen.weights, self.samples, config.seed, config.thread_count, config.heal_on
+        )
         trainer.check(lambda feeds: self.trial.run(feeds, dense))
         files = self.cache.training(trainer.begun)
         trained = trainer.train(limit, lambda healed: self._look(healed, chosen.forms), self.context.progress, files)

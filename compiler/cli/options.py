@@ -185,6 +185,15 @@ Heal = Annotated[
         rich_help_panel=_WHAT,
     ),
 ]
+HealOn = Annotated[
+    str | None,
+    typer.Option(
+        metavar="DEVICE",
+        help="Device that --heal trains on: cpu, cuda or cuda:N. Default: cpu.",
+        show_default=False,
+        rich_help_panel=_WHAT,
+    ),
+]
 Method = Annotated[
     str,
     typer.Option(

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ...ir import SparsecError
+from .device import CPU, check_device, parse_device
 from .healed import Healed, with_vectors
 from .limit import Limit, parse_limit
 
@@ -20,14 +21,14 @@ if TYPE_CHECKING:
     from ..calibration import Samples, Weights
     from .training import Trainer
 
-__all__ = ["Healed", "Limit", "check_operators", "make_trainer", "parse_limit", "with_vectors"]
+__all__ = ["CPU", "Healed", "Limit", "check_operators", "make_trainer", "parse_device", "parse_limit", "with_vectors"]
 
 
-def check_operators(model: onnx_ir.Model) -> None:
+def check_operators(model: onnx_ir.Model, device: str = "cpu") -> None:
     """Whether there is anything to train with, before anything takes time.
 
     Raises:
-        SparsecError: PyTorch is not installed, or an operator of `model` has no mapping.
+        SparsecError: PyTorch is not installed or has no such device, or an operator of `model` has no mapping.
     """
     try:
         import torch  # noqa: F401
@@ -35,13 +36,19 @@ def check_operators(model: onnx_ir.Model) -> None:
         raise SparsecError(
             f"--heal needs PyTorch, which cannot be imported ({error}): pip install 'sparsec[torch]'"
         ) from None
+    check_device(device)
     from .network import Network
 
     Network(model)
 
 
 def make_trainer(
-    program: Program, weights: Mapping[str, Weights], samples: Samples, seed: int, threads: int
+    program: Program,
+    weights: Mapping[str, Weights],
+    samples: Samples,
+    seed: int,
+    threads: int,
+    device: str = "cpu",
 ) -> Trainer:
     """What trains the kept weights of pruned layers, where `check_operators` raises nothing.
 
@@ -51,10 +58,11 @@ def make_trainer(
         samples: to train with.
         seed: of the order of the samples.
         threads: that PyTorch may use.
+        device: that it computes on, in its words.
 
     Raises:
         SparsecError: PyTorch cannot compute the model or take its inputs.
     """
     from .training import Trainer
 
-    return Trainer(program, weights, samples, seed, threads)
+    return Trainer(program, weights, samples, seed, threads, device)

@@ -45,7 +45,7 @@ def check(rough: Function, exact: Function, dense: Model, batch: Batch, epsilon:
     runs = [dense(feeds) for feeds in batch.feeds()]
     with torch.no_grad():
         found, true = (
-            {name: y.double().numpy() for name, y in batch.run(function).items()} for function in (rough, exact)
+            {name: y.double().cpu().numpy() for name, y in batch.run(function).items()} for function in (rough, exact)
         )
     for name, y in true.items():
         expected = np.concatenate([np.atleast_1d(run[name]) for run in runs]).astype(np.float64)

@@ -41,33 +41,39 @@ class Network:
     What depends on constants only is computed once. Names are those of the model's values.
     """
 
-    def __init__(self, model: onnx_ir.Model, varying: Collection[str] = (), floats: Any = torch.float32) -> None:
+    def __init__(
+        self, model: onnx_ir.Model, varying: Collection[str] = (), floats: Any = torch.float32, device: str = "cpu"
+    ) -> None:
         """Look up every operator.
 
         Args:
             model: whose main graph is meant.
             varying: initialisers that are given anew in each call.
             floats: the type that floats of every width are computed in.
+            device: that computes it, in PyTorch's words.
 
         Raises:
             SparsecError: an operator has no mapping, or a constant cannot be read; the message names the node.
         """
-        self._floats = floats
-        self._graph = _Graph(model.graph, model, {}, frozenset(varying), floats)
+        self._floats, self._device = floats, torch.device(device)
+        with self._device:
+            self._graph = _Graph(model.graph, model, {}, frozenset(varying), floats)
 
     def __call__(self, values: Mapping[str, Tensor], wanted: Iterable[str]) -> Tensors:
         """The values of these names.
 
         Args:
-            values: by name, the model's inputs and what varies; floats of any width.
+            values: by name, the model's inputs and what varies; floats of any width, on any device.
             wanted: names of outputs, or of anything else that a node of the main graph makes.
 
         Raises:
             SparsecError: a node cannot be computed; the message names it.
         """
         wanted = list(wanted)
-        given = {name: x.to(self._floats) if x.is_floating_point() else x for name, x in values.items()}
-        found = self._graph.run(given, frozenset(wanted))
+        types = {name: self._floats if x.is_floating_point() else x.dtype for name, x in values.items()}
+        given = {name: x.to(self._device, types[name]) for name, x in values.items()}
+        with self._device:
+            found = self._graph.run(given, frozenset(wanted))
         return {name: found[name] for name in wanted}
 
     def nbytes(self, values: Mapping[str, Tensor]) -> int:

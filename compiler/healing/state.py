@@ -20,14 +20,14 @@ def digest(seed: int, *tensors: Mapping[str, Tensor]) -> str:
     for group in tensors:
         for name, tensor in group.items():
             found.update(name.encode())
-            found.update(tensor.detach().numpy().tobytes())
+            found.update(tensor.detach().cpu().numpy().tobytes())
     return found.hexdigest()
 
 
 def read_state(file: Path, key: str) -> dict[str, Any] | None:
     """What was written for the same beginning, or None."""
     try:
-        found = torch.load(file, weights_only=True)
+        found = torch.load(file, "cpu", weights_only=True)
         return found["state"] if found["key"] == key else None
     except Exception:  # missing or damaged, in whatever way: it is begun again
         return None

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
     from ...ir import Program
     from .batches import Tensors
-    from .ops import Tensor
 
 # Which inputs of which operators are a number a channel that is trained with the weights.
 _VECTORS = {
@@ -47,35 +46,35 @@ class Student:
     Attributes:
         network: computes it; what is trained are its inputs.
         teacher: the dense model's own values of what is trained, by name.
-        parameters: the student's, by name; leaves of the gradient.
+        parameters: the student's, by name; leaves of the gradient, on the device that computes.
         masks: of the weights, by name: where they may be other than zero.
         hidden: names of what the pruned layers make.
         outputs: names of the model's outputs of floats.
     """
 
-    def __init__(self, program: Program, weights: Mapping[str, Weights]) -> None:
+    def __init__(self, program: Program, weights: Mapping[str, Weights], device: str = "cpu") -> None:
         """Begin with `weights`, by layer name; where a matrix is zero it stays zero.
 
         Raises:
             SparsecError: an operator has no mapping, or no output is of floats.
         """
-        self._weights = dict(weights)
+        self._weights, self._device = dict(weights), device
         self._layers = [layer for layer in program.layers if layer.name in weights]
         self._open = open_model(program, self._layers, watched=False)
         vectors = _vectors(self._open.model)
-        self.network = Network(self._open.model, vectors)
+        self.network = Network(self._open.model, vectors, device=device)
         self.teacher: Tensors = {}
         self.parameters: Tensors = {}
         self.masks: Tensors = {}
         for layer in self._layers:
             new = weights[layer.name]
             slot = self._open.weights[layer.name].name
-            self.teacher |= _tensors(self._open.feeds(layer, layer.weight, None))
-            self.parameters |= _tensors(self._open.feeds(layer, new.matrix, new.bias))
+            self.teacher |= self._tensors(self._open.feeds(layer, layer.weight, None))
+            self.parameters |= self._tensors(self._open.feeds(layer, new.matrix, new.bias))
             self.masks[slot] = self.parameters[slot] != 0
         self._own = {name: array.astype(np.float32) for name, array in vectors.items()}
-        self.teacher |= _tensors(self._own)
-        self.parameters |= _tensors(self._own)
+        self.teacher |= self._tensors(self._own)
+        self.parameters |= self._tensors(self._own)
         for parameter in self.parameters.values():
             parameter.requires_grad_(True)
         self.hidden = list(dict.fromkeys(layer.nodes[-1].outputs[0].name or "" for layer in self._layers))
@@ -87,11 +86,11 @@ class Student:
 
     def in_float64(self) -> Network:
         """The same network, in twice as many digits."""
-        return Network(self._open.model, self._own, torch.float64)
+        return Network(self._open.model, self._own, torch.float64, self._device)
 
     def healed(self) -> Healed:
         """What the parameters are now."""
-        arrays = {name: parameter.detach().numpy().copy() for name, parameter in self.parameters.items()}
+        arrays = {name: parameter.detach().cpu().numpy().copy() for name, parameter in self.parameters.items()}
         weights = {}
         for layer in self._layers:
             slot = self._open.weights[layer.name].name
@@ -100,6 +99,9 @@ class Student:
             bias = self._weights[layer.name].bias if place is None else arrays[place.name].reshape(-1)
             weights[layer.name] = Weights(matrix, bias)
         return Healed(weights, {name: arrays[name] for name in self._own})
+
+    def _tensors(self, arrays: Mapping[str, Any]) -> Tensors:
+        return {name: torch.tensor(array, dtype=torch.float32, device=self._device) for name, array in arrays.items()}
 
 
 def _vectors(model: onnx_ir.Model) -> dict[str, Any]:
@@ -116,7 +118,3 @@ def _vectors(model: onnx_ir.Model) -> dict[str, Any]:
         if users and all(users) and max(shape, default=1) == tensor.size > 1:
             found[name] = tensor.numpy()
     return found
-
-
-def _tensors(arrays: Mapping[str, Any]) -> dict[str, Tensor]:
-    return {name: torch.from_numpy(array.astype(np.float32)) for name, array in arrays.items()}

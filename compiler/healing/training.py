@@ -96,11 +96,11 @@ class Trainer:
     """
 
     def __init__(
-        self, program: Program, weights: Mapping[str, Weights], samples: Samples, seed: int, threads: int
+        self, program: Program, weights: Mapping[str, Weights], samples: Samples, seed: int, threads: int, device: str
     ) -> None:
         """Convert the model; the arguments are those of `make_trainer`."""
-        self._seed, self._threads, self._batches = seed, threads, Batches(samples)
-        self.student = Student(program, weights)
+        self._seed, self._threads, self._batches, self._device = seed, threads, Batches(samples), device
+        self.student = Student(program, weights, device)
         self._epsilon = epsilon_of(program.model)
         self.begun = digest(self._seed, self.student.teacher, self.student.parameters)
         self._wanted = list(dict.fromkeys((*self.student.outputs, *self.student.hidden)))
@@ -214,11 +214,11 @@ class Trainer:
         with torch.no_grad():
             targets = batch.run(lambda inputs: network({**inputs, **student.teacher}, self._wanted))
         found = batch.run(lambda inputs: network({**inputs, **student.parameters}, self._wanted))
-        keep = batch.keep
+        keep, labels = (None if x is None else x.to(self._device) for x in (batch.keep, batch.labels))
         outputs = [distance(found[name], targets[name], keep) for name in student.outputs]
         hidden = [relative_error(found[name], targets[name], keep) for name in student.hidden]
         loss = sum(outputs) / len(outputs) + HIDDEN * sum(hidden) / len(hidden)
-        task = None if batch.labels is None else task_loss(found[student.outputs[0]], batch.labels)
+        task = None if labels is None else task_loss(found[student.outputs[0]], labels)
         return loss if task is None else loss + LABELS * task
 
     def _look(self, state: State, judge: Judge) -> str:

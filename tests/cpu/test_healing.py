@@ -163,6 +163,27 @@ def test_without_pytorch_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> 
         check_operators(read(mlp((32, 64, 10))).model)
 
 
+@pytest.mark.parametrize(
+    ("cuda", "devices", "wanted", "words"),
+    [
+        (None, 0, "cuda", "--heal-on cuda: PyTorch .* was built for processors only. Leave --heal-on out"),
+        ("13.0", 0, "cuda:0", "--heal-on cuda:0: PyTorch .* finds no GPU that it can use. Leave --heal-on out"),
+        ("13.0", 2, "cuda:2", "--heal-on cuda:2: PyTorch has 2 of them: expected cuda:0 to cuda:1"),
+    ],
+)
+def test_a_gpu_that_is_not_there_is_named(
+    cuda: str | None, devices: int, wanted: str, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: devices > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: devices)
+    model = read(mlp((32, 64, 10))).model
+    with pytest.raises(SparsecError, match=words):
+        check_operators(model, wanted)
+    if devices:
+        check_operators(model, "cuda:1")
+
+
 # ---- Batches ----
 
 
@@ -276,6 +297,13 @@ def test_the_same_steps_and_seed_give_the_same_bytes(folder: Path) -> None:
     assert np.array_equal(first.run(feeds)["output"], second.run(feeds)["output"])
     other = healed(folder, heal="20", seed=4)
     assert not np.array_equal(first.run(feeds)["output"], other.run(feeds)["output"])
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch finds no GPU here")
+def test_a_gpu_trains_too(folder: Path) -> None:
+    record = healed(folder, heal="150", heal_on="cuda").report.healing
+    assert record is not None and record.before is not None and record.after is not None
+    assert record.kept and record.after > record.before + 0.1
 
 
 def test_a_longer_time_goes_on_from_a_shorter_one(folder: Path) -> None:
@@ -397,6 +425,8 @@ def test_training_needs_data_and_something_pruned(folder: Path) -> None:
         sparsec.compile(MODEL, sparsec.CompileConfig(sparsity=0.5, heal="5m"))
     with pytest.raises(UsageError, match="--heal: nothing is pruned"):
         sparsec.compile(MODEL, sparsec.CompileConfig(heal="5m"))
+    with pytest.raises(UsageError, match="--heal-on cuda: nothing is trained; add --heal"):
+        sparsec.compile(MODEL, sparsec.CompileConfig(sparsity=0.5, heal_on="cuda"))
 
 
 def test_vectors_go_back_by_name_and_nothing_else_changes() -> None:

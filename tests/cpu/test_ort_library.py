@@ -694,6 +694,6 @@ def test_compiler_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_compiler_fails(tmp_path: Path) -> None:
     kernel = make_case().kernel
     broken = replace(kernel, cpu=tuple(replace(variant, code=b"no object") for variant in kernel.cpu))
-    with pytest.raises(SparsecError, match=r"could not link the operator library \(exit code \d+\); its last lines:\n"):
+    with pytest.raises(SparsecError, match=r"could not make the operator library \(exit code \d+\); its last lines:\n"):
         build_library([broken], tmp_path / "ops.so")
     assert list(tmp_path.iterdir()) == []

@@ -138,7 +138,9 @@ class Harness:
             out = self._folder / f"{len(self._built)}.so"
             with pytest.MonkeyPatch.context() as patch:
                 patch.setenv("CC", " ".join([*find_compiler(), *sanitizers()]))
-                patch.setattr(library, "_SOURCES", self._objects)
+                patch.setattr(
+                    library, "_operator", lambda compiler: {file.name: file.read_bytes() for file in self._objects}
+                )
                 library.build_library([kernel], out)
             self._built[kernel] = out
         return self._built[kernel]

@@ -1,4 +1,4 @@
-"""How long to train: as it is written, what of it is spent, and what is refused. No PyTorch."""
+"""How long and where to train: as it is written, what of it is spent, and what is refused. No PyTorch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from sparsec import CompileConfig
-from sparsec.compiler.healing import Limit, parse_limit
+from sparsec.compiler.healing import Limit, parse_device, parse_limit
 from sparsec.ir import UsageError
 
 
@@ -37,6 +37,19 @@ def test_what_is_neither_is_refused(text: str) -> None:
         parse_limit(text)
     with pytest.raises(ValueError, match="is no time"):
         CompileConfig(heal=text)
+
+
+@pytest.mark.parametrize("text", ["cpu", "cuda", "cuda:1", " CUDA:0 "])
+def test_devices(text: str) -> None:
+    assert CompileConfig(heal_on=text).heal_on == parse_device(text) == text.strip().lower()
+
+
+@pytest.mark.parametrize("text", ["", "gpu", "cuda:", "cuda:-1", "mps", "cpu:0"])
+def test_what_is_no_device_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="expected cpu, cuda, or cuda:1"):
+        parse_device(text)
+    with pytest.raises(ValueError, match="is no device to train on"):
+        CompileConfig(heal_on=text)
 
 
 def test_what_is_spent() -> None:
