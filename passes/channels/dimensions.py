@@ -17,12 +17,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from onnx_ir.passes.common import ShapeInferencePass
-
 from ...ir import LayerKind
 from .axes import Axis, Segment, explain, extent, fixed, free, freeze, leaves, merge, repeated
 from .call import Axes, Call, Sizes, UnknownError
 from .operators import GAPS, RULES
+from .shapes import infer_shapes
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -132,7 +131,7 @@ class _Walk:
 
     def __init__(self, model: onnx_ir.Model) -> None:
         graph = model.graph
-        self._model, self._shapes = model, _shapes(model)
+        self._model, self._shapes = model, infer_shapes(model)
         self.axes: dict[onnx_ir.Value, Axes | None] = {}
         self._constants: set[onnx_ir.Value] = set()
         for value in graph.inputs:
@@ -197,18 +196,6 @@ class _Walk:
 
 def _fixed(sizes: Sizes) -> Axes | None:
     return None if sizes is None else [fixed(size if isinstance(size, int) else None) for size in sizes]
-
-
-def _shapes(model: onnx_ir.Model) -> dict[str | None, Sizes]:
-    """What shape inference finds, by the values' names."""
-    copy = model.clone()  # which shares the tensors
-    ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(copy)
-    values = (*copy.graph.inputs, *(value for node in copy.graph for value in node.outputs))
-    return {
-        value.name: [size if isinstance(size, int) else size.value for size in value.shape]
-        for value in values
-        if value.name and value.shape is not None
-    }
 
 
 def _matrix_axes(layer: Layer, axes: Mapping[onnx_ir.Value, Axes | None]) -> tuple[Axis, Axis]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from .axes import cut, extent, fixed, free, freeze, keep_whole, merge, reshape, tie
 from .call import Axes, Call, UnknownError, position
 from .constants import small_constant
+from .partial import joined_numbers
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -41,9 +42,15 @@ def to_shape(call: Call) -> Axes:
     if given is not None and len(given) == len(x):
         while same < min(len(x), len(result)) and given[same] is not None and given[same] == result[same]:
             same += 1
-    if small_constant(call.node.inputs[1]) is None and call.sizes[same:].count(None) > 1:
-        keep_whole(*x)  # no constant could say the new shape
-    return [*x[:same], *reshape(x[same:], call.sizes[same:])]
+    moved = reshape(x[same:], call.sizes[same:])
+    if call.sizes[same:].count(None) > 1:
+        # No constant could say the new shape: what is computed has to go on being right.
+        entries = joined_numbers(call.node.inputs[1], len(result))
+        if entries is None:
+            keep_whole(*x)
+        else:
+            keep_whole(*(axis for axis, entry in zip(moved, entries[same:], strict=True) if entry is None))
+    return [*x[:same], *moved]
 
 
 def squeeze(call: Call) -> Axes:

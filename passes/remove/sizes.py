@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from itertools import count
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx_ir
@@ -12,6 +12,7 @@ import onnx_ir
 from ..channels.axes import extent
 from ..channels.constants import small_constant
 from ..channels.dimensions import OVERRIDABLE_FROM_IR
+from ..channels.partial import joined_numbers
 from .masks import axis_mask
 
 if TYPE_CHECKING:
@@ -67,24 +68,36 @@ class Resizing:
 
     def set_numbers(self, index: int, name: str, numbers: Sequence[int]) -> None:
         """Put `numbers` where these were, or would be: an attribute or a new initialiser."""
-        graph = self.model.graph
-        if name in self.old.attributes or (name and graph.opset_imports.get("", 0) < _INPUTS_SINCE[self.old.op_type]):
+        opset = self.model.graph.opset_imports.get("", 0)
+        if name in self.old.attributes or (name and opset < _INPUTS_SINCE[self.old.op_type]):
             self.node.attributes[name] = onnx_ir.AttrInt64s(name, numbers)
             return
         old = small_constant(self.old.inputs[index]) if index < len(self.old.inputs) else None
-        array = np.array(numbers, np.int64 if old is None else old.dtype)
-        value = onnx_ir.Value(name=_unused(f"{self.node.outputs[0].name}.sizes", graph))
+        self.set_input(index, self.constant(np.array(numbers, np.int64 if old is None else old.dtype)))
+
+    def set_input(self, index: int, value: onnx_ir.Value) -> None:
+        """Read `value`; what was read there goes, if nobody else reads it."""
+        if index >= len(self.node.inputs):
+            self.node.resize_inputs(index + 1)
+        before = self.node.inputs[index]
+        self.node.replace_input_with(index, value)
+        _drop_if_unused(before)
+
+    def constant(self, array: NDArray[Any]) -> onnx_ir.Value:
+        """A new initialiser."""
+        graph = self.model.graph
+        value = onnx_ir.Value(name=self.unused())
         value.const_value = onnx_ir.Tensor(array, name=value.name)
         graph.register_initializer(value)
         if self.model.ir_version < OVERRIDABLE_FROM_IR:  # there an initialiser has to be a graph input too
             value.type = onnx_ir.TensorType(onnx_ir.DataType.from_numpy(array.dtype))
             value.shape = onnx_ir.Shape(array.shape)
             graph.inputs.append(value)
-        if index >= len(self.node.inputs):
-            self.node.resize_inputs(index + 1)
-        before = self.node.inputs[index]
-        self.node.replace_input_with(index, value)
-        _drop_if_unused(before)
+        return value
+
+    def unused(self) -> str:
+        """A name for a new value."""
+        return _unused(f"{self.node.outputs[0].name}.sizes", self.model.graph)
 
 
 def resize(
@@ -116,7 +129,13 @@ def _reshape(found: Resizing) -> None:
     x, result = found.inputs[0], found.outputs[0]
     numbers, wanted = found.numbers(1), [_size(*pair) for pair in zip(result, found.made[0], strict=True)]
     if numbers is None:
+        entries = joined_numbers(found.old.inputs[1], len(result))
+        if entries and all(entry == -1 for entry, mask in zip(entries, found.made[0], strict=True) if mask is not None):
+            return  # what is left of the elements is right as it is
         same = next((i for i, axis in enumerate(result) if i >= len(x) or axis is not x[i]), len(result))
+        if wanted[same:].count(None) > 1:
+            _join(found, wanted)
+            return
         found.node.attributes.pop("allowzero", None)
         new = [0] * same + [-1 if size is None else size for size in wanted[same:]]
     else:
@@ -129,6 +148,30 @@ def _reshape(found: Resizing) -> None:
         ]
     if new != numbers:
         found.set_numbers(1, "", new)
+
+
+def _join(found: Resizing, wanted: Sequence[int | None]) -> None:
+    """Other numbers in a shape of which several sizes are computed; these stay, and so does -1: it is what is left."""
+    before, after = found.old.inputs[1], found.node.inputs[1]
+    assert before is not None and after is not None, "it has a shape"
+    joined, copy = before.producer(), after.producer()
+    assert joined is not None and copy is not None, "the analysis read it"
+    pieces: list[onnx_ir.Value | None] = []
+    start = 0
+    for old, piece in zip(joined.inputs, copy.inputs, strict=True):
+        numbers = small_constant(old)
+        stop = start + (1 if numbers is None else numbers.size)
+        if numbers is not None:
+            pairs = zip(numbers.ravel().tolist(), found.made[0][start:stop], wanted[start:stop], strict=True)
+            new = [size if mask is not None and number != -1 else number for number, mask, size in pairs]
+            piece = piece if new == numbers.ravel().tolist() else found.constant(np.array(new, numbers.dtype))
+        pieces.append(piece)
+        start = stop
+    if pieces != list(copy.inputs):
+        shape = onnx_ir.node("Concat", pieces, {"axis": 0}, name=found.unused())
+        shape.outputs[0].name = found.unused()
+        found.model.graph.insert_before(found.node, shape)
+        found.set_input(1, shape.outputs[0])
 
 
 def _expand(found: Resizing) -> None:
