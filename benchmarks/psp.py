@@ -49,8 +49,8 @@ from sparsec.torch import PSP, Gradual, Magnitude, PruneConfig, finalize, prune
 
 RESULTS = Path(__file__).parent / "results" / "psp.json"
 TASK = TASKS["resnet20"]
-# Without 70 % of the channels, by norms, one epoch leaves 39.4 with this step size, 27.8 with 1e-3, 30.4 with 1e-4; two of
-# stochastic gradient descent (1e-3, momentum .9; 3e-3 diverges, as there is no BatchNorm) leave 43.3.
+# Without 70 % of the channels, by norms, one epoch leaves 39.4 with this step size, 27.8 with 1e-3, 30.4 with 1e-4; two
+# of stochastic gradient descent (1e-3, momentum .9; 3e-3 diverges, as there is no BatchNorm) leave 43.3.
 BATCH, RATE, CLIP = 64, 3e-4, 5.0
 # Of the structure parameters in each step, and how much larger their step size is. At the same point 1e-4 and 1 leave
 # 41.7, 1e-4 and 3 40.3, 1e-3 and 3 45.3, 1e-3 and 10 48.4: one seed each, chosen by the same test images.
