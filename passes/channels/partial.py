@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 # None for a number that is not known.
 Partial: TypeAlias = "list[int | None]"
 
-_MOST_NODES = 16
+# Of a shape that torch.Tensor.expand computes seven nodes lie in a row. Nodes that are read twice are evaluated twice.
+_MOST_NODES = 10
+_MOST_NUMBERS = 64
 
 
 def known_numbers(value: onnx_ir.Value | None, nodes: int = _MOST_NODES) -> Partial | None:
@@ -25,7 +27,11 @@ def known_numbers(value: onnx_ir.Value | None, nodes: int = _MOST_NODES) -> Part
     node = None if value is None else value.producer()
     if node is None or node.domain or nodes == 0 or node.op_type not in _OPERATORS:
         return None
-    return _OPERATORS[node.op_type](node, nodes - 1)
+    try:
+        found = _OPERATORS[node.op_type](node, nodes - 1)
+    except Exception:  # whatever a malformed node provokes: it is then nothing that is known
+        return None
+    return found if found is not None and len(found) <= _MOST_NUMBERS else None
 
 
 def joined_numbers(value: onnx_ir.Value | None, count: int) -> Partial | None:
@@ -57,7 +63,7 @@ def _same(node: onnx_ir.Node, nodes: int) -> Partial | None:
 
 def _filled(node: onnx_ir.Node, nodes: int) -> Partial | None:
     length, found = known_numbers(node.inputs[0], nodes), node.attributes.get("value")
-    if length is None or len(length) != 1 or length[0] is None:
+    if length is None or len(length) != 1 or length[0] is None or length[0] > _MOST_NUMBERS:
         return None
     content = 0 if found is None else found.as_tensor().numpy().item()
     return [int(content)] * length[0]

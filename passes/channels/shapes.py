@@ -58,7 +58,8 @@ def _missing(node: onnx_ir.Node) -> Iterator[tuple[onnx_ir.Value, int, int]]:
         if len(opened) == 1 and len(rest) == len(given) - same and known and prod(rest) and not prod(rest) % known:
             yield result, opened[0], prod(rest) // known
     if node.op_type == "MatMul" and given and x.producer() is not None and not isinstance(given[-1], int):
-        inner = (_sizes(other) or [None])[-2:][0] if other.const_value is None else other.const_value.shape[-2:][0]
+        shape = _sizes(other) if other.const_value is None else list(other.const_value.shape.numpy())
+        inner = shape[-2:][0] if shape else None
         if isinstance(inner, int):
             yield x, len(given) - 1, inner
 

@@ -38,7 +38,16 @@ FORMS = {
     "Shape of a part": f"""n = Shape<start=0, end=1>(x) t = Shape<start=1, end=2>(x) {MASK}
         split = Concat<axis=0>(n, t, minus, four) join = Concat<axis=0>(n, t, minus) {ATTENTION}""",
 }
-NUMBERS = {"zero": [0], "one": [1], "two": [2], "three": [3], "four": [4], "twelve": [12], "minus": [-1]}
+NUMBERS = {
+    "zero": [0],
+    "one": [1],
+    "two": [2],
+    "three": [3],
+    "four": [4],
+    "twelve": [12],
+    "minus": [-1],
+    "many": [10**12],
+}
 
 
 def attention(form: str) -> onnx.ModelProto:
@@ -92,6 +101,7 @@ NODES = {
     "where it is not known": ("c = Equal(n, four) j = Where(c, one, two)", [None]),
     "products": ("d = Concat<axis=0>(n, four) j = Mul(d, two)", [None, 8]),
     "lengths differ": ("d = Concat<axis=0>(n, four) e = Concat<axis=0>(n, n, n) j = Mul(d, e)", None),
+    "filled by a length that no shape has": ("j = ConstantOfShape<value=int64[1] {1}>(many)", None),
     "filled by an unknown length": ("j = ConstantOfShape(n)", None),
     "an operator without a rule": ("d = Concat<axis=0>(n, four) j = Abs(d)", None),
 }
