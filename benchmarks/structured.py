@@ -1,14 +1,15 @@
 """Channels left out: what is kept of the accuracy, how fast what is left is, that it is exact, and what cannot go.
 
-    python benchmarks/structured.py accuracy TASK ...             # tasks of accuracy/tasks.py
+    python benchmarks/structured.py accuracy TASK ... [--heal 5m] # tasks of accuracy/tasks.py
     python benchmarks/structured.py models MODEL.onnx ... [--builders]
     python benchmarks/structured.py tables                        # of what the JSON file has
 
 `accuracy` leaves 30 and 50 % of the weights of the layers that can get smaller out, by norms without data (about the
 same share of every dimension, no weight changes) and by OBS with data (shares by the error of the outputs, the layers
-fitted again), and scores both on the test data. `models` leaves half of them out by norms and compares the smaller
-model with the one that has zeros there, on random inputs. Both time the smaller model in ONNX Runtime against the one
-that came, alternately, batch 1 and 16.
+fitted again), and scores both on the test data; with `--heal` the latter are trained, without labels, on the inputs of
+`accuracy/heal.py` (`cpu_seconds` of all threads, which do not depend on what else the machine does). `models` leaves
+half of them out by norms and compares the smaller model with the one that has zeros there, on random inputs. Both time
+the smaller model in ONNX Runtime against the one that came, alternately, batch 1 and 16.
 """
 
 from __future__ import annotations
@@ -78,27 +79,36 @@ def timed(program: Program, smaller: Smaller, folder: Path) -> Row:
     return row
 
 
-def accuracy(name: str) -> list[Row]:
+def accuracy(name: str, limit: str | None) -> list[Row]:
     """Rows of one task."""
     task, rows = TASKS[name], []
     program = read(task.model)
     dense = task.score(runner(program.model))
     with tempfile.TemporaryDirectory() as folder:
-        calib = Path(folder) / "calib.npz"
+        calib, train = Path(folder) / "calib.npz", Path(folder) / "train.npz"
         np.savez(calib, **task.calibration())
-        for method, data in (("norm", None), ("obs, fitted", calib)):
-            start = time.perf_counter()
-            config = CompileConfig(calib=data, samples=10_000, pattern="structured")
+        for method in ("norm", "obs, fitted") if limit is None else ("healed",):
+            start, begun = time.perf_counter(), time.process_time()
+            config = CompileConfig(calib=None if method == "norm" else calib, samples=10_000, pattern="structured")
+            if method == "healed":
+                np.savez(train, **task.training())
+                config = CompileConfig(calib=train, sparsity=SHARES[0], heal=limit, pattern="structured")
             removal = Removal(program, make_context(config, Path(folder), Silent()))
             weights = removal.weights()
             for share in SHARES:
                 smaller = removal.make(removal.at(share, weights))
                 found = {"model": name, "method": method, "asked": share, "gone": weights.gone(smaller.kept)}
+                if config.heal_limit is not None:
+                    smaller = removal.heal(smaller, config.heal_limit)
+                    record = smaller.healing
+                    assert record is not None, "it was asked for"
+                    found |= {"heal": limit, "steps": record.steps, "samples": record.samples, "note": record.note}
+                    found["cpu_seconds"] = round(time.process_time() - begun, 1)
                 found |= {"metric": task.score(runner(smaller.program.model)), "dense": dense}
                 found["seconds"] = round(time.perf_counter() - start, 1)
                 rows.append(found | timed(program, smaller, Path(folder)))
                 print(rows[-1], flush=True)
-                start = time.perf_counter()
+                start, begun = time.perf_counter(), time.process_time()
     return rows
 
 
@@ -167,6 +177,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("what", choices=("accuracy", "models", "tables"))
     parser.add_argument("names", nargs="*")
+    parser.add_argument("--heal", help="of accuracy: train, by so much time or so many steps")
     parser.add_argument("--builders", action="store_true", help="also the models of models/")
     parser.add_argument("--json", type=Path, default=RESULTS)
     options = parser.parse_args()
@@ -174,7 +185,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         if options.what == "accuracy":
             for name in options.names:
-                rows = store(options.json, accuracy(name))
+                rows = store(options.json, accuracy(name, options.heal))
         elif options.what == "models":
             paths = [Path(name) for name in options.names]
             for name, build in BUILDERS.items() if options.builders else ():

@@ -121,7 +121,7 @@ def compile(
             verification=verification,
             fidelity=fidelity,
             quality=quality,
-            healing=attempt.chosen.healing if attempt.chosen is not None else None,
+            healing=attempt.chosen.healing if attempt.chosen else removed.healing if removed else None,
             frontier=search.report() if search is not None else removed.frontier if removed is not None else (),
             dense_int8=dense_int8,
             reordered=None if fitting is None else fitting.reordered,
@@ -242,8 +242,15 @@ def _remove_channels(program: Program, context: Context) -> Removed | None:
 
 def _as_it_is(context: Context) -> Context:
     """For what is left: no weight changes any more."""
-    nothing = {"pattern": PATTERN, "sparsity": None, "layer_sparsity": (), "speedup": None, "max_drop": None}
-    config = context.config.model_copy(update={**nothing, "pick": None, "survey": False})
+    nothing: dict[str, Any] = {
+        "pattern": PATTERN,
+        "sparsity": None,
+        "layer_sparsity": (),
+        "speedup": None,
+        "max_drop": None,
+    }
+    nothing |= {"pick": None, "survey": False, "heal": None}
+    config = context.config.model_copy(update=nothing)
     return dataclasses.replace(context, config=config)
 
 

@@ -68,7 +68,7 @@ class Cache:
                     {f.name: getattr(option, f.name) for f in dataclasses.fields(option) if f.name != "kept"}
                     | {"timings": [dataclasses.asdict(timing) for timing in option.timings]}
                 )
-        self._new.mkdir()
+        self._new.mkdir(exist_ok=True)
         np.savez(self._new / _ARRAYS, **arrays)
         document = json.dumps({"key": self._key, "pattern": self._pattern, "layers": table})
         (self._new / _TABLE).write_text(document, encoding="utf-8")
@@ -78,6 +78,7 @@ class Cache:
         if self._old is None:
             return None
         name = hashlib.sha256(f"{self._key} {begun}".encode()).hexdigest()
+        self._new.mkdir(exist_ok=True)
         old, new = (folder / f"training-{name[:16]}.pt" for folder in (self._old, self._new))
         return (new if new.exists() else old), new
 

@@ -17,7 +17,7 @@ from ..parallel import each
 from .cache import Cache
 from .data import open_data
 from .frontier import Allocation, by_zeros
-from .healer import Healer
+from .healer import Healer, Judged
 from .judge import Judge
 from .options import Kept, Options, shares_masks, solve_option, solve_options
 from .sensitivity import measure_errors
@@ -53,7 +53,7 @@ PROBED, MADE = 1 / 8, 1 / 2
 # An allocation, hashable.
 _Key = tuple[tuple[str, int], ...]
 # Weights, the error and the value of the metric with them.
-_Judged = tuple[dict[str, Weights], float, float | None]
+_Scored = tuple[dict[str, Weights], float, float | None]
 
 
 @dataclass(frozen=True)
@@ -190,9 +190,21 @@ class Fitting:
     def _heal(self, chosen: Chosen, share: float) -> Chosen:
         if self._healer is None or self.config.heal_limit is None or not chosen.weights:
             return chosen
-        healed = self._healer.heal(chosen, self.config.heal_limit * share)
-        self._trained[_key(healed.allocation)] = healed.value
-        return healed
+        before = Judged(chosen.program, chosen.weights, chosen.error, chosen.value)
+
+        def rounded(weights: dict[str, Weights]) -> dict[str, Weights]:
+            return self._rounded(chosen.forms, weights, {name: new.matrix for name, new in weights.items()})
+
+        found = self._healer.heal(before, self.config.heal_limit * share, rounded)
+        self._trained[_key(chosen.allocation)] = found.value
+        return replace(
+            chosen,
+            program=found.program,
+            weights=found.weights,
+            error=found.error,
+            value=found.value,
+            healing=found.healing,
+        )
 
     def solved(self, allocation: Allocation) -> dict[str, Weights]:
         """The weights of an allocation by the best method for each layer."""
@@ -210,7 +222,7 @@ class Fitting:
             progress.advance(one[0])
         return {name: Weights(self._solved[name, i].matrix) for name, i in allocation.items()}
 
-    def _stored(self, weights: dict[str, Weights], forms: Mapping[str, Form]) -> _Judged:
+    def _stored(self, weights: dict[str, Weights], forms: Mapping[str, Form]) -> _Scored:
         """The weights as they are stored, each layer's rounded by itself; and what became of the outputs."""
         rounded = self._rounded(forms, weights, {name: self.layers[name].weight for name in weights})
         return rounded, *self.judge.compare(self._model(rounded))
@@ -278,8 +290,7 @@ class Fitting:
         return self._plain[key]
 
     def _make_healer(self) -> Healer:
-        context, samples = self._context, self._samples
-        return Healer(self.program, samples, self.judge, self._trial, self._rounded, self.cache, self._machine, context)
+        return Healer(self.program, self._samples, self.judge, self.cache, self._machine, self._context)
 
     def _gather(self) -> Calibration:
         progress = self._context.progress
@@ -333,7 +344,7 @@ class Fitting:
         around = (round(config.sparsity + offset, 6) for offset in AROUND)
         return sorted({level for level in around if 0 < level <= MOST_ZEROS} | {config.sparsity})
 
-    def _fitted(self, solved: dict[str, Weights], forms: Mapping[str, Form]) -> _Judged:
+    def _fitted(self, solved: dict[str, Weights], forms: Mapping[str, Form]) -> _Scored:
         if not solved:
             return solved, 0.0, self.judge.dense
         progress = self._context.progress
@@ -350,10 +361,10 @@ class Fitting:
         )
         return weights, *self.judge.compare(self._model(weights))
 
-    def _better(self, *found: _Judged, allocation: Allocation) -> Chosen:
+    def _better(self, *found: _Scored, allocation: Allocation) -> Chosen:
         """Few samples can be fitted too closely; the data that was held back tells."""
 
-        def worth(one: _Judged) -> tuple[bool, float]:
+        def worth(one: _Scored) -> tuple[bool, float]:
             _, error, value = one
             return value is None or not self.judge.allows(value), error
 

@@ -12,21 +12,36 @@ from ..healing import check_operators, make_trainer, with_vectors
 from ..report import Healing
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
     from ...ir import Program
     from ..calibration import Samples
     from ..context import Context
-    from ..formats import Form
     from ..healing import Healed, Limit
     from ..machine import Machine
     from .cache import Cache
-    from .fitting import Chosen
     from .judge import Judge
+    from .sensitivity import Model
 
-    Forms = Mapping[str, Form]
-    Rounding = Callable[[Forms, Mapping[str, Weights], Mapping[str, NDArray[np.float32]]], dict[str, Weights]]
+    # From weights to what is stored of them.
+    Rounding = Callable[[dict[str, Weights]], dict[str, Weights]]
+
+
+@dataclass(frozen=True, eq=False)
+class Judged:
+    """Weights, and what becomes of the outputs with them on the data that was held back.
+
+    Attributes:
+        program: the dense model, after training with other biases and norms.
+        weights: by layer name.
+        error: relative squared error of the outputs.
+        value: the metric; None where the outputs are nothing that has one.
+        healing: what training did, if there was any.
+    """
+
+    program: Program
+    weights: dict[str, Weights]
+    error: float
+    value: float | None
+    healing: Healing | None = None
 
 
 @dataclass(frozen=True)
@@ -37,8 +52,6 @@ class Healer:
         program: the dense model.
         samples: to train with.
         judge: on samples that nothing is fitted to.
-        trial: runs the dense model.
-        rounding: of weights to what they are stored as.
         cache: where the states of trainings are kept.
         machine, context: as everywhere.
     """
@@ -46,8 +59,6 @@ class Healer:
     program: Program
     samples: Samples
     judge: Judge
-    trial: Trial
-    rounding: Rounding
     cache: Cache
     machine: Machine
     context: Context
@@ -65,40 +76,39 @@ class Healer:
                 "what training brings: give more of it, or other data to judge by (--eval)"
             )
 
-    def heal(self, chosen: Chosen, limit: Limit) -> Chosen:
-        """The same masks with trained weights, biases and norms; or as it was, where they are no better.
+    def heal(self, before: Judged, limit: Limit, rounding: Rounding = dict) -> Judged:
+        """The same zeros with trained weights, biases and norms; or as it was, where they are no better.
 
         Raises:
             SparsecError: PyTorch does not compute the model as ONNX Runtime does.
         """
-        config, dense = self.context.config, self.trial.feeds({})
+        config = self.context.config
         trainer = make_trainer(
-            self.program, chosen.weights, self.samples, config.seed, config.thread_count, config.heal_on
+            self.program, before.weights, self.samples, config.seed, config.thread_count, config.heal_on
         )
-        trainer.check(lambda feeds: self.trial.run(feeds, dense))
+        trainer.check(self._model(self.program, {}))
         files = self.cache.training(trainer.begun)
-        trained = trainer.train(limit, lambda healed: self._look(healed, chosen.forms), self.context.progress, files)
-        healed = trained.healed
-        program, weights = with_vectors(self.program, healed.vectors), self._rounded(healed, chosen.forms)
-        error, value = self._compare(program, weights)
-        better = self.judge.rank(error, value) > self.judge.rank(chosen.error, chosen.value)
-        record = Healing(trained.steps, trained.seconds, self.samples.count, chosen.value, value, better, trained.note)
-        if not better:
-            return replace(chosen, healing=record)
-        return replace(chosen, program=program, weights=weights, error=error, value=value, healing=record)
+        trained = trainer.train(limit, lambda healed: self._look(healed, rounding), self.context.progress, files)
+        after = self._judged(trained.healed, rounding)
+        better = self.judge.rank(before.error, before.value) < self.judge.rank(after.error, after.value)
+        values = before.value, after.value
+        record = Healing(trained.steps, trained.seconds, self.samples.count, *values, better, trained.note)
+        return replace(after if better else before, healing=record)
 
-    def _look(self, healed: Healed, forms: Forms) -> tuple[tuple[float, ...], str]:
+    def _look(self, healed: Healed, rounding: Rounding) -> tuple[tuple[float, ...], str]:
         """How good a state is, to compare it with others, and in words."""
-        error, value = self._compare(with_vectors(self.program, healed.vectors), self._rounded(healed, forms))
+        found = self._judged(healed, rounding)
+        error, value = found.error, found.value
         words = f"outputs differ by {error**0.5:.1%}" if value is None else f"{self.judge.metric.name} {value:.4g}"
         return self.judge.rank(error, value), words
 
-    def _rounded(self, healed: Healed, forms: Forms) -> dict[str, Weights]:
-        return self.rounding(forms, healed.weights, {name: new.matrix for name, new in healed.weights.items()})
+    def _judged(self, healed: Healed, rounding: Rounding) -> Judged:
+        """With other biases and norms the model is another."""
+        program, weights = with_vectors(self.program, healed.vectors), rounding(healed.weights)
+        return Judged(program, weights, *self.judge.compare(self._model(program, weights)))
 
-    def _compare(self, program: Program, weights: Mapping[str, Weights]) -> tuple[float, float | None]:
-        """As the judge does; with other biases and norms the model is another."""
+    def _model(self, program: Program, weights: Mapping[str, Weights]) -> Model:
         layers = [layer for layer in program.layers if layer.name in weights]
         trial = Trial(program, layers, self.machine, self.context.folder, watched=False)
         fed = trial.feeds(weights)
-        return self.judge.compare(lambda feeds: trial.run(feeds, fed))
+        return lambda feeds: trial.run(feeds, fed)

@@ -27,7 +27,10 @@ def check_structured(config: CompileConfig) -> None:
         (f"--values {config.values}", config.quantizes),
         (f"--method {config.method}", config.method != AUTO),
         ("--prune-all", config.prune_all),
-        ("--heal", config.heal is not None),
     ):
         if given:
             raise UsageError(f"{option} is for weights with zeros; --pattern structured leaves whole channels out")
+    if config.heal is not None and not config.sparsity and not config.budgeted:
+        raise UsageError(
+            "--heal: channels that make no difference leave nothing to train; add --sparsity, such as 0.3, or a budget"
+        )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -16,10 +16,14 @@ from ...passes.channels import find_channels
 from ...passes.remove import layer_indices, live_channels, mask_recurrence, mask_weights, removable, remove
 from ...passes.solve import Statistics
 from ...passes.solve.least_squares import least_squares
+from ..artifact import SOLUTIONS
+from ..budget.cache import Cache
 from ..budget.data import open_data
+from ..budget.healer import Healer, Judged
 from ..budget.judge import Judge
 from ..budget.sensitivity import error_meter
 from ..calibration import Samples, Weights, covariance, gather, has_rows, repair
+from ..config import SAMPLES
 from ..exporter import bias_place, export, session_source
 from ..frontend import find_layers
 from ..frontend.constants import OVERRIDABLE_FROM_IR
@@ -33,10 +37,13 @@ if TYPE_CHECKING:
     import onnx_ir
     from numpy.typing import NDArray
 
+    from ...ir import Layer
     from ...passes.channels import Dimension
     from ..budget.sensitivity import Model
     from ..context import Context
+    from ..healing import Limit
     from ..machine import Machine
+    from ..report import Healing
 
     # Of each dimension from which channels go, those that stay.
     Kept = dict[Dimension, NDArray[np.int64]]
@@ -53,14 +60,18 @@ class Smaller:
         program: what is left.
         masked: the model as it came with the same weights, zero where they would read what is gone.
         kept: by dimension.
+        weights: of the whole program's layers, as `masked` has them, by name.
         error, value: of the outputs and of the metric on the held-back data; None without data, or without a metric.
+        healing: what training did, if there was any.
     """
 
     program: Program
     masked: onnx_ir.Model
     kept: Kept
+    weights: Mapping[str, Weights] = field(default_factory=dict)
     error: float | None = None
     value: float | None = None
+    healing: Healing | None = None
 
 
 class Removal:
@@ -86,16 +97,17 @@ class Removal:
         self._layers = {layer.name: layer for layer in self.program.layers}
         self.channels = find_channels(self.program)
         found = removable(self.channels)
-        asked = {name: "its outputs stay, as was asked for" for name in self._layers if self._stays(name)}
-        self.declined = {**found.declined, **asked}
+        stays = {name: why for name, layer in self._layers.items() if (why := self._stays(layer))}
+        self.declined = {**found.declined, **stays}
         self._dimensions = [
             dimension
             for dimension in found.dimensions
-            if counts(dimension, self._layers) and not any(place.name in asked for place in dimension.rows)
+            if counts(dimension, self._layers) and not any(place.name in stays for place in dimension.rows)
         ]
         self.exact = not context.config.sparsity and not context.config.budgeted
         self.judge: Judge | None = None
         self.samples: Samples | None = None
+        self._healer: Healer | None = None
         if context.config.calib is not None and self._dimensions:
             self._open()
 
@@ -143,9 +155,34 @@ class Removal:
                 found = self.judge.compare(self._model(other))
                 if self._worth(*found) < self._worth(error, value):
                     weights, program, (error, value) = better, other, found
-        biases = {name: new.bias for name, new in weights.items() if new.bias is not None}
-        masked = export(self._masked(kept), {}, {name: new.matrix for name, new in weights.items()}, biases)
-        return Smaller(program, masked, kept, error, value)
+        return Smaller(program, _export(self._masked(kept), weights), kept, weights, error, value)
+
+    def heal(self, smaller: Smaller, limit: Limit) -> Smaller:
+        """The same channels with trained weights, biases and norms; or as it was, where they are no better.
+
+        What is trained is the whole program with zeros in all that writes or reads what is gone, so that each layer has
+        the dense one's outputs to learn from.
+
+        Raises:
+            SparsecError: PyTorch does not compute the model as ONNX Runtime does.
+        """
+        assert self._healer is not None and smaller.error is not None, "there is data, or it was refused"
+        weights = {}
+        for name, (rows, columns) in layer_indices(self.program, self.channels, smaller.kept).items():
+            new = smaller.weights.get(name) or Weights(self._layers[name].weight)
+            matrix = np.zeros_like(new.matrix)
+            matrix[np.ix_(rows, columns)] = new.matrix[np.ix_(rows, columns)]
+            weights[name] = Weights(matrix, new.bias)
+        found = self._healer.heal(Judged(self.program, weights, smaller.error, smaller.value), limit)
+        return replace(
+            smaller,
+            program=self._cut_down(smaller.kept, found.weights, found.program),
+            masked=_export(found.program, found.weights),
+            weights=found.weights,
+            error=found.error,
+            value=found.value,
+            healing=found.healing,
+        )
 
     def _worth(self, error: float, value: float | None) -> tuple[bool, float]:
         """The less the better: few samples can be fitted too closely, the data that was held back tells."""
@@ -184,15 +221,24 @@ class Removal:
     def _open(self) -> None:
         """Read the data, and run the model on what is held back."""
         config = self._context.config
-        self.samples, held_back = open_data(self.program, self._context, self._machine)
-        fitted_to = Samples(self.samples.name, []) if self.exact else self.samples
+        samples, held_back = open_data(self.program, self._context, self._machine)
+        self.samples = samples if config.heal is None else samples.some(SAMPLES)
+        fitted_to = Samples(samples.name, []) if self.exact else samples
         separate = config.eval_data is not None
         self.judge = Judge(self._model(self.program), fitted_to, held_back, separate, config.metric, config.drop_limit)
+        if config.heal is not None:
+            cache = Cache(config.solutions, self._context.folder / SOLUTIONS, self.program, config)
+            self._healer = Healer(self.program, samples, self.judge, cache, self._machine, self._context)
 
-    def _stays(self, name: str) -> bool:
-        """Whether the user wants to keep the outputs of this layer."""
-        share, named = self._context.config.wanted_sparsity(name)
-        return named and share == 0
+    def _stays(self, layer: Layer) -> str:
+        """Why the outputs of this layer stay, whatever could be left out; "" where they need not."""
+        config = self._context.config
+        share, named = config.wanted_sparsity(layer.name)
+        if named and share == 0:
+            return "its outputs stay, as was asked for"
+        # The weights between units are no layer's: they would have to be zero in the student and not in the teacher.
+        recurrent = layer.kind is LayerKind.RECURRENT
+        return "units of recurrent layers stay with --heal" if recurrent and config.heal is not None else ""
 
     def _measured(self) -> dict[Dimension, tuple[Cut, ...]]:
         progress, known = self._context.progress, None if self.samples is None else self._inputs[0]
@@ -285,23 +331,33 @@ class Removal:
         model = mask_recurrence(self.program, self.channels, kept)
         return Program(model, find_layers(model), self.program.source)
 
-    def _cut_down(self, kept: Kept, weights: Mapping[str, Weights]) -> Program:
-        """The smaller program with these weights of the whole one."""
-        model = remove(self.program, self.channels, kept)
-        stay = layer_indices(self.program, self.channels, kept)
-        bare = Program(model, find_layers(model), self.program.source)
-        smaller = export(
+    def _cut_down(self, kept: Kept, weights: Mapping[str, Weights], whole: Program | None = None) -> Program:
+        """The smaller program with these weights of the whole one, which may have other biases and norms."""
+        program, channels = self.program, self.channels
+        if whole is not None and whole is not program:
+            program, channels = whole, find_channels(whole)
+        model, stay = remove(program, channels, kept), layer_indices(program, channels, kept)
+        bare = Program(model, find_layers(model), program.source)
+        smaller = _export(
             bare,
-            {},
-            {name: new.matrix[stay[name][0]][:, stay[name][1]] for name, new in weights.items()},
-            {name: new.bias[stay[name][0]] for name, new in weights.items() if new.bias is not None},
+            {
+                name: Weights(
+                    new.matrix[stay[name][0]][:, stay[name][1]], None if new.bias is None else new.bias[stay[name][0]]
+                )
+                for name, new in weights.items()
+            },
         )
-        return Program(smaller, find_layers(smaller), self.program.source)
+        return Program(smaller, find_layers(smaller), program.source)
 
     def _model(self, program: Program) -> Model:
         session = self._machine.open(session_source(program.model, self._context.folder))
         names = [output.name for output in session.get_outputs()]
         return lambda feeds: dict(zip(names, run_session(session, feeds), strict=True))
+
+
+def _export(program: Program, weights: Mapping[str, Weights]) -> onnx_ir.Model:
+    biases = {name: new.bias for name, new in weights.items() if new.bias is not None}
+    return export(program, {}, {name: new.matrix for name, new in weights.items()}, biases)
 
 
 def _lifted(program: Program) -> Program:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ..budget.judge import Judge
     from ..context import Context
     from ..probe import Workload
+    from ..report import Healing
     from .removal import Kept
 
 # Shares of the multiplications that the points of a frontier aim at.
@@ -41,6 +42,7 @@ class Removed:
         frontier: points of a budget, beginning with the program as it came.
         missed: which target was not reached, and why, or "".
         notes: what a user should know.
+        healing: what training did, if there was any.
     """
 
     program: Program
@@ -51,6 +53,7 @@ class Removed:
     frontier: tuple[FrontierPoint, ...] = ()
     missed: str = ""
     notes: tuple[str, ...] = ()
+    healing: Healing | None = None
 
     @property
     def judge(self) -> Judge | None:
@@ -114,7 +117,12 @@ def remove_channels(program: Program, workload: Workload, context: Context) -> R
     asked = context.config.sparsity
     smaller = removal.make(removal.at(asked, removal.weights()))
     removed = _unless_slower(program, removal, smaller, workload, context)
-    if removed.masked is None or removed.share >= asked - 0.005:
+    if removed.masked is None:
+        return removed
+    if context.config.heal_limit is not None:
+        healed = removal.heal(smaller, context.config.heal_limit)
+        removed = replace(removed, program=healed.program, masked=healed.masked, healing=healed.healing)
+    if removed.share >= asked - 0.005:
         return removed
     words = f"{removed.share:.1%} of the weights is all that can be left out; {asked:.0%} was asked for."
     return replace(removed, notes=(words,))
@@ -166,12 +174,14 @@ class _Search:
         """The point within the budget, fitted to the data; the program as it came where there is none."""
         removal = self._removal
         at, missed = self._choose()
-        frontier = self._report(at)
         if at is None:
-            return Removed(removal.program, None, removal, frontier=frontier, missed=missed)
+            return Removed(removal.program, None, removal, frontier=self._report(at), missed=missed)
         smaller, point = self._make(at), self.points[at]
+        frontier = self._report(at)
         share = removal.weights().gone(point.kept)
-        return Removed(smaller.program, smaller.masked, removal, share, point.timings, frontier, missed)
+        return Removed(
+            smaller.program, smaller.masked, removal, share, point.timings, frontier, missed, healing=smaller.healing
+        )
 
     def _choose(self) -> tuple[int | None, str]:
         """The number of a point, and which target it misses."""
@@ -207,8 +217,13 @@ class _Search:
         return best
 
     def _make(self, at: int) -> Smaller:
+        """Fitted, and trained where that is asked for: in equal parts of the time where several may have to be."""
         if at not in self._made:
-            self._made[at] = self._removal.make(self.points[at].kept)
+            smaller, config = self._removal.make(self.points[at].kept), self._context.config
+            if config.heal_limit is not None:
+                tries = 1 if config.max_drop is None or config.pick is not None else len(self._fast).bit_length()
+                smaller = self._removal.heal(smaller, config.heal_limit * (1 / tries))
+            self._made[at] = smaller
         return self._made[at]
 
     def _point(self, kept: Kept) -> _Point:
@@ -230,6 +245,7 @@ class _Search:
                 point.nbytes,
                 len({place.name for d in point.kept for place in (*d.rows, *d.columns)}),
                 i == at,
+                self._made[i].value if i in self._made and self._made[i].healing is not None else None,
             )
             for i, point in enumerate(self.points)
         )
