@@ -179,7 +179,7 @@ Heal = Annotated[
     str | None,
     typer.Option(
         metavar="TIME|STEPS",
-        help="With --calib: train the kept weights to do what the dense model does, for 5m (90s, 1h) or 500 steps. "
+        help="With --calib: train what is left to do what the dense model does, for 5m (90s, 1h) or 500 steps. "
         "Needs PyTorch: pip install 'sparsec\\[torch]'.",
         show_default=False,
         rich_help_panel=_WHAT,
