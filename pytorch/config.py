@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from ..compiler.config import PATTERN, TINY_WEIGHTS
 from ..ir import UsageError
+from ..ir.patterns import NMPattern
 from .methods import PSP, Magnitude, Method
 from .schedules import OneShot, Schedule
 from .structures import Structure, parse_structure
@@ -64,6 +65,13 @@ class PruneConfig(BaseModel):
             raise ValueError("PSP lets blocks come back, which Iterative rules out: use Gradual or OneShot")
         if self.pattern.startswith("nm:") and learned:
             raise ValueError(f"pattern '{self.pattern}' has no blocks that PSP could give a parameter: use Magnitude()")
+        if isinstance(structure, NMPattern):
+            own = 1 - structure.n / structure.m
+            for share in (self.sparsity, *(share for _, share in self.layer_sparsity)):
+                if share and abs(share - own) > 1e-6:
+                    raise ValueError(
+                        f"pattern '{self.pattern}' has {own:.4g} zeros, no more and no less; got {share:g}"
+                    )
         return self
 
     @property

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch.nn import functional
 
+from ..ir import UsageError
+
 
 def distillation_loss(
     logits: torch.Tensor,
@@ -24,7 +26,12 @@ def distillation_loss(
 
     Returns:
         The mean over samples, a scalar.
+
+    Raises:
+        UsageError: the temperature is not above 0.
     """
+    if not temperature > 0:
+        raise UsageError(f"distillation_loss: expected a temperature above 0, got {temperature}")
     classes = logits.shape[-1]
     flat, taught = logits.reshape(-1, classes), teacher.detach().reshape(-1, classes)
     divergence = functional.kl_div(

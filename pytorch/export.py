@@ -90,7 +90,10 @@ def _ready(model: nn.Module) -> nn.Module:
             f"export: {type(model).__name__} cannot be copied ({_words(error)}): call finalize(model) and model.eval() "
             "first"
         ) from error
-    return finalize(copied).eval()
+    for module in copied.modules():
+        module._compiled_call_impl = None  # of module.compile(): bound to the module that was copied
+    # First inference: what else is put on weights, such as a spectral norm, must not take another step of training.
+    return finalize(copied.eval())
 
 
 def _check_final(names: Iterable[str]) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import Any, TypeVar
 
+import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
@@ -23,10 +24,22 @@ def finalize(model: M) -> M:
             shared = type(module)
             module.__class__ = type(shared.__name__, shared.__bases__, dict(vars(shared)))
         for name in names:
-            parametrize.remove_parametrizations(module, name, leave_parametrized=True)
+            _take_off(module, name)
         if names and isinstance(module, nn.RNNBase):
             restore_flat_weights(module)
     return model
+
+
+def _take_off(module: nn.Module, name: str) -> None:
+    """The mask, which is the first on its parameter; what others have put on after it stays."""
+    lists: Any = module.parametrizations
+    found = lists[name]
+    if len(found) == 1:
+        parametrize.remove_parametrizations(module, name, leave_parametrized=True)
+        return
+    with torch.no_grad():
+        found.original.copy_(found[0](found.original))
+    del found[0]
 
 
 def pruned_parameters(module: nn.Module) -> list[str]:

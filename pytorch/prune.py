@@ -9,13 +9,13 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from ..ir import SparsecError, UsageError
+from .config import PruneConfig
 from .pruner import Pruner
 from .recurrent import compute_flat_weights
 from .structures import Structure
 from .weights import check_finite, find_weights
 
 if TYPE_CHECKING:
-    from .config import PruneConfig
     from .weights import Weight
 
 
@@ -26,9 +26,11 @@ def prune(model: nn.Module, config: PruneConfig) -> Pruner:
     exists already goes on with the same parameters, unless the method brings new ones (`PSP`).
 
     Raises:
-        UsageError: a name in `layer_sparsity` fits no weight, or one that cannot be pruned.
+        UsageError: a name in `layer_sparsity` fits no weight, or one that cannot be pruned; the schedule goes back to
+            weights that some module does not have yet.
         SparsecError: there is nothing to prune, or a weight is NaN or infinite.
     """
+    _check_types(model, config)
     structure = config.structure
     found, skipped = find_weights(model, isinstance(structure, Structure) and structure.positions_first)
     _check_names([*(weight.name for weight in found), *skipped], skipped, config)
@@ -42,6 +44,8 @@ def prune(model: nn.Module, config: PruneConfig) -> Pruner:
             skipped[weight.name] = "not named in layer_sparsity"
         elif not by_name and weight.size < config.least_weights:
             skipped[weight.name] = f"{weight.size:,} weights, below least_weights={config.least_weights:,}"
+        elif _is_one_block(weight, structure):
+            skipped[weight.name] = f"all of it is one of its {structure}, without which nothing would be left"
         else:
             chosen.append(weight)
             shares.append(share)
@@ -55,6 +59,26 @@ def prune(model: nn.Module, config: PruneConfig) -> Pruner:
     pruner = Pruner(model, chosen, shares, config)
     pruner.skipped.update(skipped)
     return pruner
+
+
+def _check_types(model: Any, config: Any) -> None:
+    if not isinstance(model, nn.Module) or not isinstance(config, PruneConfig):
+        raise UsageError(
+            "prune: expected a torch.nn.Module and a PruneConfig, got "
+            f"{type(model).__name__} and {type(config).__name__}"
+        )
+    lazy = [name for name, value in model.named_parameters() if isinstance(value, nn.parameter.UninitializedParameter)]
+    if lazy and config.schedule.rewind_from() is not None:
+        raise UsageError(f"prune: '{lazy[0]}' has no values yet that could be gone back to: run the model once first")
+
+
+def _is_one_block(weight: Weight, structure: Any) -> bool:
+    """Whether a structure, other than that of whole layers, is all of this weight."""
+    if not isinstance(structure, Structure) or structure == Structure("layers"):
+        return False
+    layout = weight.layout
+    block = structure.block(layout.matrix, layout.kernel)
+    return (block.rows, block.cols) == layout.matrix
 
 
 def _parametrize(weight: Weight, structure: Any, config: PruneConfig) -> None:

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import distributed, nn
+
+from ..ir import SparsecError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from .config import PruneConfig
     from .weights import Weight
+
+# How a mask and a weight that has one are called.
+_MASK = re.compile(r"parametrizations\.\w+\.\d")
+_ORIGINAL = re.compile(r"parametrizations\.(\w+)\.original\b")
 
 
 class Pruner:
@@ -70,8 +77,23 @@ class Pruner:
         return {"steps": self.steps, "rewind": dict(self._rewind)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from there; the model's own state has the masks."""
-        self.steps, self._rewind = int(state["steps"]), dict(state["rewind"])
+        """Go on from there; the model's own state has the masks.
+
+        Raises:
+            SparsecError: it is the state of another schedule, or of another model.
+        """
+        if not {"steps", "rewind"} <= set(state):
+            raise SparsecError(
+                f"expected what Pruner.state_dict() returns, got {', '.join(map(str, state)) or 'nothing'}"
+            )
+        steps, rewind, start = int(state["steps"]), dict(state["rewind"]), self._config.schedule.rewind_from()
+        missing = [] if start is None or steps < start else [name for name in self._trained() if name not in rewind]
+        if missing:
+            raise SparsecError(
+                f"the pruner's state has no value of '{missing[0]}' to go back to: was it saved with another schedule "
+                "or of another model? Call prune() with the configuration that it was saved with"
+            )
+        self.steps, self._rewind = steps, rewind
 
     def __str__(self) -> str:
         """A line for each weight: its zeros, or why it is not pruned."""
@@ -95,10 +117,23 @@ class Pruner:
         if not schedule.rewinds(self.steps):
             return False
         for name, tensor in self._trained().items():
-            tensor.copy_(self._rewind[name])
+            before = self._rewind.get(name)
+            # What counts and observes may have another shape by now, or be there only since: it was not learned.
+            if before is not None and before.shape == tensor.shape:
+                tensor.copy_(_of_first_process(before))
         return True
 
     def _trained(self) -> dict[str, torch.Tensor]:
-        """All parameters, and what norms have seen."""
-        buffers = {name: buffer for name, buffer in self._model.named_buffers() if "parametrizations" not in name}
-        return {**{name: parameter.detach() for name, parameter in self._model.named_parameters()}, **buffers}
+        """All parameters, and what norms have seen, by names that no parametrization changes."""
+        parameters = {n: p for n, p in self._model.named_parameters() if not _MASK.search(n)}
+        saved = self._model.state_dict()
+        buffers = {n: b for n, b in self._model.named_buffers() if n in saved and not _MASK.search(n)}
+        return {_ORIGINAL.sub(r"\1", name): tensor.detach() for name, tensor in {**parameters, **buffers}.items()}
+
+
+def _of_first_process(tensor: torch.Tensor) -> torch.Tensor:
+    """The first process's values: DistributedDataParallel has begun with these, whatever the others were made with."""
+    if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
+        tensor = tensor.contiguous()
+        distributed.broadcast(tensor, 0)
+    return tensor

@@ -137,5 +137,7 @@ class Iterative(Schedule):
 
 def _at_least(least: int, schedule: str, **numbers: int) -> None:
     for name, number in numbers.items():
+        if not isinstance(number, int) or isinstance(number, bool):
+            raise UsageError(f"{schedule}: expected {name} as a whole number, got {number!r}")
         if number < least:
             raise UsageError(f"{schedule}: expected {name} of at least {least}, got {number}")

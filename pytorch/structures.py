@@ -25,8 +25,10 @@ class Structure:
     |---|---|---|
     | columns | w[:, i, h, w] | w[:, i] |
     | channels | w[:, i]: an input channel, for all outputs | w[:, i] |
-    | kernels | w[:, :, h, w]: a position of the kernel | the layer |
+    | kernels | w[:, :, h, w]: a position of the kernel | none |
     | layers | the layer | the layer |
+
+    A weight of which a structure, other than `layers`, is all, stays dense: 1x1 convolutions have one kernel.
 
     Where no layer reads a channel any more, `sparsec.compile` with the pattern "structured" leaves it out of the model.
     """

@@ -56,7 +56,9 @@ class StructureParameters(nn.Module):
     def cut(self, epsilon: float) -> None:
         """Drop the blocks below `epsilon`; the largest of the layer stays, unless the layer is one block."""
         sizes = self.nu.detach().abs()
-        self.kept.copy_(sizes >= epsilon if sizes.numel() == 1 else sizes >= sizes.max().clamp_max(epsilon))
+        # What a decay has drawn to zero stays there, even where that is more than was asked for.
+        reached = sizes >= epsilon if sizes.numel() == 1 else sizes >= sizes.max().clamp_max(epsilon)
+        self.kept.copy_(reached & (sizes > 0))
 
     def _expanded(self, blocks: torch.Tensor) -> torch.Tensor:
         """A factor for each weight."""
@@ -83,6 +85,8 @@ class PSP(Method):
     epsilon: float = 0.1
 
     def __post_init__(self) -> None:
+        if not all(isinstance(number, (int, float)) for number in (self.decay, self.epsilon)):
+            raise UsageError(f"PSP: expected numbers for decay and epsilon, got {self.decay!r} and {self.epsilon!r}")
         if not 0 <= self.decay < 1 or not 0 <= self.epsilon < float("inf"):
             raise UsageError(f"PSP: expected 0 <= decay < 1 and epsilon >= 0, got {self.decay} and {self.epsilon}")
         if self.penalty not in ("l1", "l2"):

@@ -128,6 +128,13 @@ def test_what_wraps_a_module_for_training_is_no_part_of_it(dynamo: bool, tmp_pat
     check(tmp_path / "out", model, X)
 
 
+def test_a_part_that_is_compiled_in_place_is_exported_without_its_mask(tmp_path: Path) -> None:
+    model = network()
+    model[0].compile(backend="eager")
+    assert zeros(export(model, (X,), tmp_path / "out", CONFIG)) == [0.75, 0.75, 0]
+    check(tmp_path / "out", model, X)
+
+
 def test_one_part_in_training_is_exported_as_in_inference(tmp_path: Path) -> None:
     model = network(masked=False).eval()
     model[3].train()  # Dropout

@@ -48,6 +48,8 @@ def output(module: Any, x: Any) -> Any:
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_at_first_the_function_is_the_same(pattern: str) -> None:
     for module, x in modules():
+        if pattern == "kernels" and not isinstance(module, (nn.Conv1d, nn.Conv2d)):
+            continue  # has one position
         expected = output(module, x)
         pruner = prune(module, config(pattern=pattern))
         # A weight divided by its block's norm and multiplied again: the rounding of float32.
@@ -157,7 +159,7 @@ def test_a_block_may_come_back() -> None:
     assert layer.weight[:, 0].any()
 
 
-@pytest.mark.parametrize("pattern", PATTERNS[:-1])
+@pytest.mark.parametrize("pattern", PATTERNS[:-2])  # of dense layers
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.5, 0.9])
 def test_the_share_is_reached_over_all_layers_together(pattern: str, share: float) -> None:
     torch.manual_seed(0)
@@ -167,8 +169,7 @@ def test_the_share_is_reached_over_all_layers_together(pattern: str, share: floa
     largest = max(weight.mask.sizes.max() for weight in pruner.weights) / sum(w.size for w in pruner.weights)
     # One block more or less, and one that stays in each layer.
     assert pruner.sparsity == pytest.approx(share, abs=3 * largest)
-    # Where a layer is one structure it may go.
-    assert all(weight.value.any() for weight in pruner.weights) or pattern == "kernels"
+    assert all(weight.value.any() for weight in pruner.weights)
     shares = [float((weight.value == 0).double().mean()) for weight in pruner.weights]
     if share == 0.5 and pattern == "unstructured":
         assert shares[0] != shares[1], "layers have shares of their own"
@@ -203,3 +204,22 @@ def test_a_structure_parameter_that_is_no_number() -> None:
         pruner.weights[0].mask.nu[0, 0] = float("nan")
     with pytest.raises(Exception, match=r"weight: a number is NaN or infinite, so it cannot be said what stays"):
         pruner.step()
+
+
+def test_what_a_decay_has_drawn_to_zero_stays_there() -> None:
+    """L1 may bring more to zero than was asked for; it does not come back when masks are final."""
+    layer = nn.Linear(16, 16)
+    pruner = prune(
+        layer,
+        PruneConfig(
+            pattern="block:4x4", sparsity=0.25, least_weights=0, schedule=Gradual(4), method=PSP(0.4, penalty="l1")
+        ),
+    )
+    for _ in range(4):
+        pruner.step()
+    zeros = pruner.sparsity
+    assert zeros > 0.5
+    with torch.no_grad():
+        pruner.weights[0].mask.nu.add_(1e-3)  # as a gradient would
+    pruner.step()
+    assert pruner.sparsity == zeros

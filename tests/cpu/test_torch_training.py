@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparsec.ir import UsageError
+from sparsec.ir import SparsecError, UsageError
 
 torch = pytest.importorskip("torch")
 
@@ -109,6 +109,9 @@ def test_iterative_keeps_the_same_share_of_what_is_left_each_round(rounds: int, 
 @pytest.mark.parametrize(
     ("make", "words"),
     [
+        (lambda: OneShot(2.5), "OneShot: expected step as a whole number, got 2.5"),  # type: ignore[arg-type]
+        (lambda: Gradual("10"), "Gradual: expected steps as a whole number, got '10'"),  # type: ignore[arg-type]
+        (lambda: PSP(decay="a"), "PSP: expected numbers for decay and epsilon, got 'a'"),  # type: ignore[arg-type]
         (lambda: OneShot(-1), "OneShot: expected step of at least 0, got -1"),
         (lambda: Gradual(0), "Gradual: expected steps of at least 1, got 0"),
         (lambda: Gradual(5, updates=0), "Gradual: expected updates of at least 1, got 0"),
@@ -334,6 +337,18 @@ def process(rank: int, count: int, folder: str) -> None:
             optimizer.step()
             pruner.step()
         torch.save(model.state_dict(), f"{folder}/{buffer}-{count}-{rank}.pt")
+    # Made with other numbers in each process, and not loaded: what is gone back to is what all have begun with.
+    torch.manual_seed(rank)
+    model = nn.Sequential(nn.Linear(12, 24), nn.Tanh(), nn.Linear(24, 8))
+    pruner = prune(model, config(schedule=Iterative(2, 2)))
+    parallel = nn.parallel.DistributedDataParallel(model)
+    optimizer = torch.optim.SGD(parallel.parameters(), 0.1)
+    for _ in range(6):
+        optimizer.zero_grad()
+        parallel(torch.ones(4, 12)).square().sum().backward()
+        optimizer.step()
+        pruner.step()
+    torch.save(model.state_dict(), f"{folder}/rewound-{count}-{rank}.pt")
     torch.distributed.destroy_process_group()
 
 
@@ -351,6 +366,7 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
             # Sums in another order, through 8 steps.
             torch.testing.assert_close(two[name], value, rtol=1e-4, atol=1e-5)
         assert not one[f"0.parametrizations.weight.0.{buffer}"].all()
+    assert same(*(torch.load(tmp_path / f"rewound-2-{rank}.pt") for rank in (0, 1)))
 
 
 # ---- Distillation ----
@@ -370,3 +386,21 @@ def test_distillation_is_the_formula_and_the_teacher_gets_no_gradient() -> None:
     assert teacher.grad is None
     assert logits.grad is not None
     assert float(distillation_loss(teacher, teacher).detach()) == pytest.approx(0, abs=1e-6)
+
+
+def test_a_state_of_another_schedule_is_refused() -> None:
+    other = prune(network(), config()).state_dict()
+    pruner = prune(network(), config(schedule=Iterative(2, 3)))
+    with pytest.raises(SparsecError, match=r"no value of .* to go back to: was it saved with another schedule"):
+        pruner.load_state_dict(other)
+    with pytest.raises(SparsecError, match=r"expected what Pruner.state_dict\(\) returns, got nothing"):
+        pruner.load_state_dict({})
+
+
+def test_buffers_that_grow_are_not_gone_back_to() -> None:
+    model = network()
+    model.register_buffer("seen", torch.zeros(0))
+    pruner = prune(model, config(schedule=Iterative(1, 2)))
+    model.seen = torch.ones(3)
+    assert [pruner.step(), pruner.step()] == [False, True]
+    assert torch.equal(model.seen, torch.ones(3))
