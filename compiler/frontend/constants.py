@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 # broadcasting and Concat, so a small file cannot ask for unbounded memory.
 _FOLDED = frozenset(
     {"Add", "Cast", "Concat", "Constant", "DequantizeLinear", "Div", "Flatten", "Identity", "Mul", "Neg", "Pow"}
-    | {"QuantizeLinear", "Reciprocal", "Reshape", "Slice", "Sqrt", "Squeeze", "Sub", "Transpose", "Unsqueeze"}
+    | {"QuantizeLinear", "Reciprocal", "Reshape", "Slice", "Split", "Sqrt", "Squeeze", "Sub", "Transpose", "Unsqueeze"}
 )
 _MAX_ELEMENTS = 2**31
 _BFLOAT16 = DTYPES["bfloat16"]
@@ -89,16 +89,17 @@ class Constants:
                 assert top.const_value is not None
                 self._arrays[top] = read_tensor(top.const_value, top.name)
             else:
-                self._arrays[top] = self._compute(node)
+                self._arrays[top] = self._compute(node, list(node.outputs).index(top))
         return self._arrays[value]
 
     def foldable(self, node: onnx_ir.Node) -> bool:
         """Whether `node` is one of ONNX's own operators that are computed where all they read is constant."""
         standard = node.domain == "" and node.op_identifier() not in self._model.functions
-        return standard and node.op_type in _FOLDED and len(node.outputs) == 1
+        several = node.op_type == "Split"  # of attention's matrices, where queries come from elsewhere
+        return standard and node.op_type in _FOLDED and (len(node.outputs) == 1 or several)
 
-    def _compute(self, node: onnx_ir.Node) -> NDArray[Any] | None:
-        """The output of `node` on constant inputs, by ONNX Runtime."""
+    def _compute(self, node: onnx_ir.Node, output: int) -> NDArray[Any] | None:
+        """One output of `node` on constant inputs, by ONNX Runtime."""
         inputs = [None if value is None else self._arrays[value] for value in node.inputs]
         if any(value is not None and array is None for value, array in zip(node.inputs, inputs, strict=True)):
             return None
@@ -107,7 +108,7 @@ class Constants:
             return None if value.is_ref() else read_tensor(value.as_tensor(), node.outputs[0].name)
         if _elements(node, inputs) > _MAX_ELEMENTS:
             return None
-        return _evaluate(node, inputs, self._model)
+        return _evaluate(node, inputs, self._model, output)
 
 
 def _elements(node: onnx_ir.Node, inputs: list[NDArray[Any] | None]) -> int:
@@ -121,8 +122,10 @@ def _elements(node: onnx_ir.Node, inputs: list[NDArray[Any] | None]) -> int:
         return max(int(np.prod(shape, dtype=np.int64)) for shape in shapes)
 
 
-def _evaluate(node: onnx_ir.Node, inputs: list[NDArray[Any] | None], model: onnx_ir.Model) -> NDArray[Any] | None:
-    """What one node computes; None where it cannot."""
+def _evaluate(
+    node: onnx_ir.Node, inputs: list[NDArray[Any] | None], model: onnx_ir.Model, output: int
+) -> NDArray[Any] | None:
+    """One output of a node; None where it cannot be computed."""
     try:
         if node.op_type == "Transpose":  # a view, so that a large weight is not copied
             assert inputs[0] is not None
@@ -133,14 +136,14 @@ def _evaluate(node: onnx_ir.Node, inputs: list[NDArray[Any] | None], model: onnx
         # bfloat16 is computed in float32 and then rounded, to what one operator would give: ONNX Runtime has few CPU
         # kernels for it, and hands no array of it to NumPy.
         wide = [a.astype(np.float32) if a is not None and a.dtype == _BFLOAT16 else a for a in inputs]
-        result = _run(node, wide, model)
+        result = _run(node, wide, model, output)
         rounds = node.op_type != "Cast" and any(a is not b for a, b in zip(inputs, wide, strict=True))
         return result.astype(_BFLOAT16) if rounds and result.dtype == np.float32 else result
     except Exception:  # whatever a malformed node provokes: it is then no constant that sparsec knows
         return None
 
 
-def _run(node: onnx_ir.Node, inputs: list[NDArray[Any] | None], model: onnx_ir.Model) -> NDArray[Any]:
+def _run(node: onnx_ir.Node, inputs: list[NDArray[Any] | None], model: onnx_ir.Model, output: int) -> NDArray[Any]:
     """Run one node in ONNX Runtime, which would fold it to the same."""
     import onnxruntime
 
@@ -151,7 +154,7 @@ def _run(node: onnx_ir.Node, inputs: list[NDArray[Any] | None], model: onnx_ir.M
         None if array is None else onnx_ir.Value(name=f"input{i}", const_value=onnx_ir.Tensor(array))
         for i, array in enumerate(inputs)
     ]
-    copy = onnx_ir.Node(node.domain, node.op_type, values, node.attributes)
+    copy = onnx_ir.Node(node.domain, node.op_type, values, node.attributes, num_outputs=len(node.outputs))
     graph = onnx_ir.Graph(
         [],
         copy.outputs,
@@ -162,4 +165,4 @@ def _run(node: onnx_ir.Node, inputs: list[NDArray[Any] | None], model: onnx_ir.M
     )
     proto = onnx_ir.to_proto(onnx_ir.Model(graph, ir_version=model.ir_version))
     session = onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    return np.asarray(session.run(None, {})[0])
+    return np.asarray(session.run(None, {})[output])

@@ -459,6 +459,18 @@ def test_weights_computed_from_constants() -> None:
         np.testing.assert_array_equal(layers[0].weight, weight, err_msg=op)
 
 
+def test_weights_that_are_parts_of_one_tensor() -> None:
+    """PyTorch's attention over other keys than its own queries."""
+    body = "p, q = Split<axis = 1>(W, sizes) t = Transpose(p) h = MatMul(x, q) u = Transpose(t) y = MatMul(x, u)"
+    model = build(body, outputs="float[a,b] h, float[c,d] y")
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([1, 3]), "sizes"))
+    weight = layers_of(build("y = MatMul(x, W)"))[0].weight
+    found = {layer.name: layer.weight for layer in layers_of(model)}
+    assert list(found) == ["h", "y"]
+    np.testing.assert_array_equal(found["y"], weight[:1])
+    np.testing.assert_array_equal(found["h"], weight[1:])
+
+
 @pytest.mark.parametrize("opset", [10, 13, 21])
 def test_quantized_weights(opset: int) -> None:
     model = build("w = DequantizeLinear(q, s, z) y = MatMul(x, w)", opset=opset)
