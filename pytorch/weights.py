@@ -97,9 +97,10 @@ def find_weights(model: nn.Module, positions_first: bool) -> tuple[list[Weight],
             else:
                 layout = Layout(tuple(value.shape), _gates(module, parameter), positions_first)
                 found.append(Weight(name, module, parameter, layout))
-        if not names:
-            matrices = [name for name, value in module.named_parameters(recurse=False) if _is_matrix(value)]
-            others.update((_joined(path, name), f"{type(module).__name__} is none of {_KINDS}") for name in matrices)
+        kind = f"{type(module).__name__} is none of {_KINDS}" if not names else f"it is no weight of {_KINDS}"
+        for name, value in module.named_parameters(recurse=False):
+            if name not in names and _is_matrix(value):
+                others[_joined(path, name)] = kind
     return found, others
 
 

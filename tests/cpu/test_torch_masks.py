@@ -350,3 +350,13 @@ def test_what_is_no_model_or_no_configuration() -> None:
     for model, options in ((nn.Linear(4, 4), {"sparsity": 0.5}), ("model.pt", PruneConfig(sparsity=0.5))):
         with pytest.raises(UsageError, match=r"expected a torch\.nn\.Module and a PruneConfig, got"):
             prune(model, options)  # type: ignore[arg-type]
+
+
+def test_more_matrices_than_a_layer_has() -> None:
+    class LowRank(nn.Linear):
+        def __init__(self) -> None:
+            super().__init__(16, 8)
+            self.a, self.b = nn.Parameter(torch.ones(8, 2)), nn.Parameter(torch.ones(2, 16))
+
+    skipped = pruned(nn.Sequential(LowRank())).skipped
+    assert list(skipped) == ["0.a", "0.b"] and "it is no weight of Linear" in skipped["0.a"]
