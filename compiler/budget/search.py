@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from ..report import FrontierPoint
 from .frontier import Allocation, Times, by_time, faster, for_speedup
+from .pick import check_pick
 
 if TYPE_CHECKING:
     from ...ir import Timing
@@ -125,12 +126,14 @@ class Search:
 
     def _first(self) -> Chosen | None:
         config, judge = self._context.config, self.fitting.judge
+        if config.pick is not None:
+            check_pick(config.pick, len(self.points))
         if not self.points:
             self._missed = self._nothing()
             return None
         if config.pick is not None:
             # Point 0 is the dense model.
-            return self._make(self.points[min(config.pick, len(self.points)) - 1]) if config.pick else None
+            return self._make(self.points[config.pick - 1]) if config.pick else None
         if config.speedup is not None:
             allocation = for_speedup(self.fitting.options, self._times, config.speedup)
             return self._insert(self.points[-1] if allocation is None else allocation)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ...ir import Program, SparsecError
+from ..budget.pick import check_pick
 from ..decide import MODEL_MARGIN
 from ..exporter import session_source
 from ..plan import check_names
@@ -169,6 +170,8 @@ class _Search:
         self.points = [self._point(one) for one in distinct]
         self._fast = [i for i, point in enumerate(self.points) if point.speedup >= MODEL_MARGIN]
         self._made: dict[int, Smaller] = {}
+        if context.config.pick is not None:
+            check_pick(context.config.pick, len(self.points))
 
     def result(self) -> Removed:
         """The point within the budget, fitted to the data; the program as it came where there is none."""
@@ -187,7 +190,7 @@ class _Search:
         """The number of a point, and which target it misses."""
         config = self._context.config
         if config.pick is not None:
-            at = min(config.pick, len(self.points)) - 1
+            at = config.pick - 1
             slow = at >= 0 and at not in self._fast
             return (at, "") if at in self._fast else (None, f"point {at + 1} is slower than dense." if slow else "")
         if config.speedup is None:

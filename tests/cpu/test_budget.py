@@ -465,6 +465,18 @@ def test_point_0_is_the_dense_model(folder: Path, no_solving: None) -> None:
     assert_dense(report, folder / "point-0")
 
 
+def test_a_point_that_is_not_there_leaves_the_artifact_as_it_is(
+    folder: Path, no_solving: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, last = folder / "kept", len(first_frontier(folder)) - 1
+    shutil.copytree(folder / "first", out)
+    before = (out / "manifest.json").read_bytes()
+    assert run(*common(folder), "-o", out, "--max-drop", "5%", "--pick", last + 1, "-q") == 2
+    words = f"--pick {last + 1}: the frontier has points 0 to {last};"
+    assert words in " ".join(capsys.readouterr().err.split())
+    assert (out / "manifest.json").read_bytes() == before
+
+
 def test_a_point_that_a_speed_put_in_between(folder: Path) -> None:
     """The numbers are those of the table that was shown."""
     with compiling(folder, speedup=2) as compiled:

@@ -156,11 +156,13 @@ def test_another_point_is_picked(options: dict[str, Any], as_fast_as_it_is_small
     def report(pick: int) -> Any:
         return sparsec.compile(redundant(), CompileConfig(speedup=1.4, pick=pick, calib=samples(), **options)).report
 
-    for pick in (0, 2, 99):
+    for pick in (0, 2):
         found = report(pick)
         chosen = [i for i, point in enumerate(found.frontier) if point.chosen]
-        assert chosen == [min(pick, len(found.frontier) - 1)] and not found.missed
+        assert chosen == [pick] and not found.missed
         assert bool(found.smaller_layers) == bool(pick)
+    with pytest.raises(UsageError, match=rf"--pick 99: the frontier has points 0 to {len(found.frontier) - 1};"):
+        report(99)
 
 
 def test_a_limit_on_the_metric_is_kept(options: dict[str, Any], as_fast_as_it_is_small: None) -> None:
