@@ -77,6 +77,13 @@ class Judge:
         """Whether the limit does; without one everything is allowed."""
         return self._limit is None or self._limit.allows(self.metric, self.dense, value)
 
+    def beyond(self, value: float) -> str:
+        """What is lost where the limit does not allow it, in words; else ""."""
+        if self._limit is None or self.allows(value):
+            return ""
+        lost = self._limit.lost(self.metric, self.dense, value)
+        return f"{self.metric.name} {self.dense:.4g} -> {value:.4g} loses {lost}, allowed to lose {self._limit}"
+
     def rank(self, error: float, value: float | None) -> tuple[float, float]:
         """To order models by, the better the larger: by the metric, then by the outputs' error."""
         if value is None:

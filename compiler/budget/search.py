@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from ..report import FrontierPoint
 from .frontier import Allocation, Times, by_time, faster, for_speedup
-from .pick import check_pick
+from .pick import check_pick, too_far, too_slow
 
 if TYPE_CHECKING:
     from ...ir import Timing
@@ -60,6 +60,8 @@ class Search:
             quality: of the artifact; None where it could not be run, which nothing is held against.
         """
         config = self._context.config
+        if config.pick is not None:
+            self._missed = self._missed or self._missed_by(config.pick, timings, quality)
         if self.chosen is None or config.pick is not None:
             return False
         if config.speedup is not None:
@@ -75,6 +77,15 @@ class Search:
             return False
         self.chosen = self._slower()
         return True
+
+    def _missed_by(self, pick: int, timings: Sequence[Timing], quality: Quality | None) -> str:
+        """The target that the picked point misses, as the artifact was measured; "" where nothing could be."""
+        wanted = self._context.config.speedup
+        if wanted is None:
+            return "" if quality is None else too_far(pick, self.fitting.judge, quality.value)
+        if not timings and self._context.machine is None:
+            return ""
+        return too_slow(pick, wanted, min((timing.speedup for timing in timings), default=1.0))
 
     def _next_faster(self, wanted: float, reached: float) -> bool:
         """Where the estimate was too high, ask for as much more; the fastest point is the last that is tried."""

@@ -264,7 +264,7 @@ Pick = Annotated[
         metavar="N",
         min=0,
         help="Make point N of the frontier that the same command showed; nothing is solved again, except with "
-        "--pattern structured.",
+        "--pattern structured. Exit code 3 where the point misses the target.",
         show_default=False,
         rich_help_panel=_WHAT,
     ),

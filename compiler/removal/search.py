@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ...ir import Program, SparsecError
-from ..budget.pick import check_pick
+from ..budget.pick import check_pick, too_far, too_slow
 from ..decide import MODEL_MARGIN
 from ..exporter import session_source
 from ..plan import check_names
@@ -180,6 +180,7 @@ class _Search:
         if at is None:
             return Removed(removal.program, None, removal, frontier=self._report(at), missed=missed)
         smaller, point = self._make(at), self.points[at]
+        missed = missed or self._missed_by(at, smaller)
         frontier = self._report(at)
         share = removal.weights().gone(point.kept)
         return Removed(
@@ -191,8 +192,11 @@ class _Search:
         config = self._context.config
         if config.pick is not None:
             at = config.pick - 1
-            slow = at >= 0 and at not in self._fast
-            return (at, "") if at in self._fast else (None, f"point {at + 1} is slower than dense." if slow else "")
+            if at in self._fast:
+                return at, ""
+            if at >= 0:
+                return None, f"point {config.pick} is slower than dense: the artifact is the model as it came."
+            return None, "" if config.speedup is None else too_slow(0, config.speedup, 1.0)
         if config.speedup is None:
             found = self._within_limit()
             return found, "" if found is not None else _nothing(self._removal, self._context)
@@ -204,6 +208,16 @@ class _Search:
             return None, f"{missed}: no smaller model is faster, and the artifact is the model as it came."
         fastest = max(self._fast, key=lambda i: self.points[i].speedup)
         return fastest, f"{missed}, {self.points[fastest].speedup:.2f}x was: this is the fastest that was found."
+
+    def _missed_by(self, at: int, smaller: Smaller) -> str:
+        """The target that a picked point misses; what the budget chose has said so already."""
+        config, judge = self._context.config, self._removal.judge
+        if config.pick is None:
+            return ""
+        if config.speedup is not None:
+            return too_slow(config.pick, config.speedup, self.points[at].speedup)
+        assert judge is not None, "a budget needs data"
+        return too_far(config.pick, judge, smaller.value)
 
     def _within_limit(self) -> int | None:
         """The fastest whose metric holds once it is fitted: by halves, as more gone is rarely better."""

@@ -446,15 +446,24 @@ def assert_point(report: Report, point: dict[str, Any], number: int) -> None:
     found = zeros(report)
     assert np.mean([found[name] for name in FREE]) == pytest.approx(point["zeros"], abs=1e-6)
     assert report.sparse_layers == point["layers"]
-    assert report.missed == ""
 
 
 def test_a_point_is_picked_and_nothing_solved_again(folder: Path, no_solving: None) -> None:
-    """Also one outside the limit, which then was chosen by a person."""
+    """Also one outside the limit, which then was chosen by a person, and is said."""
     points = first_frontier(folder)
+    lost = []
     for number in (1, len(points) // 2, len(points) - 1):
         with compiling(folder, max_drop="5%", pick=number) as compiled:
-            assert_point(compiled.report, points[number], number)
+            report = compiled.report
+        assert_point(report, points[number], number)
+        assert report.quality is not None
+        lost.append(1 - report.quality.value / report.quality.dense)
+        words = (
+            f"point {number}: {report.quality.metric} {report.quality.dense:.4g} -> {report.quality.value:.4g} loses"
+        )
+        assert (words in report.missed and "allowed to lose 5%" in report.missed) == (lost[-1] > 0.05)
+        assert bool(report.missed) == (lost[-1] > 0.05)
+    assert lost[-1] > 0.05
 
 
 def test_point_0_is_the_dense_model(folder: Path, no_solving: None) -> None:
@@ -483,10 +492,13 @@ def test_a_point_that_a_speed_put_in_between(folder: Path) -> None:
         points = compiled.report.frontier
         compiled.save(folder / "twice")
     number = [point.chosen for point in points].index(True)
-    for picked in (number, number + 1):
+    for picked in (number - 1, number, number + 1):
         with compiling(folder, solved="twice", speedup=2, pick=picked) as compiled:
             assert compiled.report.frontier[picked].chosen
             assert compiled.report.frontier[picked].zeros == points[picked].zeros
+            reached = compiled.report.timings[0].speedup
+            words = f"point {picked} is {reached:.2f}x as fast, 2x was asked for (--speedup)"
+            assert compiled.report.missed.startswith(words) if reached < 2 else compiled.report.missed == ""
 
 
 def test_the_same_command_again_with_a_point(folder: Path, no_solving: None) -> None:
@@ -497,8 +509,9 @@ def test_the_same_command_again_with_a_point(folder: Path, no_solving: None) -> 
     points = first_frontier(folder)
     for number in (2, len(points) - 1):
         command = [*common(folder), "-o", out, "--max-drop", "5%", "--pick", number, "-q"]
-        assert run(*command) == 0
+        code = run(*command)
         report = json.loads((out / "report.json").read_text())
+        assert code == (3 if report["missed"] else 0)
         assert [point["chosen"] for point in report["frontier"]].index(True) == number
         assert (out / "cache").is_dir()
 

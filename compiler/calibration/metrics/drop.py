@@ -35,6 +35,11 @@ class Drop:
             return share <= self.amount + 1e-9
         return difference <= self.amount + 1e-9 * max(1.0, abs(dense))
 
+    def lost(self, metric: Metric, dense: float, value: float) -> str:
+        """How much worse `value` is, in the limit's own terms: "6.54%" or "0.0654"."""
+        difference, share = metric.drop(dense, value)
+        return f"{100 * share:.4g}%" if self.relative else f"{difference:.4g}"
+
 
 def parse_drop(text: str) -> Drop:
     """`1%` as a share of the dense model's value, `0.01` as a difference of the metric.
