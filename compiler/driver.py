@@ -191,6 +191,8 @@ def _check(config: CompileConfig) -> None:
     ]
     if len(goals) > 1:
         raise UsageError(f"{' and '.join(goals)}: give one target; the others are what it costs, and are reported")
+    if config.pick is not None and not config.budgeted:
+        raise UsageError("--pick chooses a point of the frontier of --speedup or --max-drop: add the one it came from")
     if config.calib is not None and not (config.prunes or config.quantizes or config.structured):
         raise UsageError(
             "--calib: nothing is pruned that could be fitted to the data; add --sparsity, such as 0.5, --speedup, such "
@@ -200,8 +202,6 @@ def _check(config: CompileConfig) -> None:
         raise UsageError("--heal: nothing is pruned that could be trained; add --sparsity, such as 0.5, or a budget")
     if config.heal is None and config.heal_on != CPU:
         raise UsageError(f"--heal-on {config.heal_on}: nothing is trained; add --heal, such as 10m")
-    if config.pick is not None and not config.budgeted:
-        raise UsageError("--pick chooses a point of the frontier of --speedup or --max-drop: add the one it came from")
     if config.structured:
         check_structured(config)
     wanted = Floats("bfloat16") if config.activations == "bf16" else Int8()

@@ -572,6 +572,7 @@ def test_other_options_other_solutions(folder: Path, no_solving: None) -> None:
         ({"speedup": 2, "max_drop": "1%"}, "--speedup and --max-drop: give one target"),
         ({"speedup": 2, "max_drop": "1%", "sparsity": 0.5}, "--sparsity and --speedup and --max-drop: give one"),
         ({}, "--calib: nothing is pruned that could be fitted to the data; add --sparsity"),
+        ({"pick": 3}, "--pick chooses a point of the frontier of --speedup or --max-drop: add the one it came from"),
         ({"sparsity": 0.5, "pick": 1}, "--pick chooses a point of the frontier of --speedup or --max-drop"),
         ({"calib": None, "speedup": 2}, "--speedup needs calibration data: add --calib DATA"),
         ({"calib": None, "max_drop": "1%"}, "--max-drop needs calibration data"),
