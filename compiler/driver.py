@@ -20,7 +20,7 @@ from ..ir.values import Codebook, Floats, Int8
 from ..passes.solve import AUTO
 from . import artifact
 from .budget import PLANNED, Fitting, Search, with_pattern
-from .calibration import has_rows
+from .calibration import check_metric, has_rows
 from .config import PATTERN, CompileConfig
 from .context import Context, Progress, Silent, make_context
 from .decide import dense_decision
@@ -28,7 +28,7 @@ from .dense_int8 import statically_quantized
 from .exporter import export, save, session_source, store_coded
 from .frontend import read
 from .frontend.weights import weight_index
-from .healing import CPU
+from .healing import CPU, check_torch
 from .machine import Cpu, Machine
 from .outcome import Outcome, decide
 from .plan import Candidate, Plan, make_plan, with_weights
@@ -215,6 +215,7 @@ def _check(config: CompileConfig) -> None:
             "--speedup, such as 2, or --max-drop, such as 1%"
         )
     if config.calib is not None:
+        _check_means(config)
         return
     needing = {
         "--activations static": config.activations == "static",
@@ -230,6 +231,14 @@ def _check(config: CompileConfig) -> None:
     for option, given in needing.items():
         if given:
             raise UsageError(f"{option} needs calibration data: add --calib DATA")
+
+
+def _check_means(config: CompileConfig) -> None:
+    """Refuse what can be told to fail before a large model and its data are read."""
+    if config.metric is not None:
+        check_metric(config.metric)
+    if config.heal is not None:
+        check_torch(config.heal_on)
 
 
 def _remove_channels(program: Program, context: Context) -> Removed | None:

@@ -67,9 +67,9 @@ class Healer:
         """Refuse what cannot be trained, and data that does not tell what training brings, before anything takes time.
 
         Raises:
-            SparsecError: PyTorch or the device is missing, an operator has no mapping, or all the data is one run.
+            SparsecError: an operator has no mapping, or all the data is one run.
         """
-        check_operators(self.program.model, self.context.config.heal_on)
+        check_operators(self.program.model)
         if not self.judge.holds_back:
             raise SparsecError(
                 f"--heal: calibration data '{self.samples.name}' has one run, of which nothing can be held back to see "

@@ -1,7 +1,7 @@
 """Calibration: samples of a model's inputs, what they say about its layers, and what its outputs are worth."""
 
 from .gather import Calibration, gather
-from .metrics import Drop, Metric, Run, default_metric, find_metric, parse_drop
+from .metrics import Drop, Metric, Run, check_metric, default_metric, find_metric, parse_drop
 from .ranges import find_grids
 from .reorder import reordered
 from .repair import covariance, repair
@@ -17,6 +17,7 @@ __all__ = [
     "Samples",
     "Trial",
     "Weights",
+    "check_metric",
     "covariance",
     "default_metric",
     "find_grids",

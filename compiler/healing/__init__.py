@@ -1,6 +1,6 @@
 """Healing: a pruned model is trained, by PyTorch, to do again what the dense one does.
 
-PyTorch is imported when the two functions of this file are called, and nowhere else in sparsec.
+PyTorch is imported when the functions of this file are called, and nowhere else in sparsec.
 """
 
 from __future__ import annotations
@@ -21,14 +21,24 @@ if TYPE_CHECKING:
     from ..calibration import Samples, Weights
     from .training import Trainer
 
-__all__ = ["CPU", "Healed", "Limit", "check_operators", "make_trainer", "parse_device", "parse_limit", "with_vectors"]
+__all__ = [
+    "CPU",
+    "Healed",
+    "Limit",
+    "check_operators",
+    "check_torch",
+    "make_trainer",
+    "parse_device",
+    "parse_limit",
+    "with_vectors",
+]
 
 
-def check_operators(model: onnx_ir.Model, device: str = "cpu") -> None:
-    """Whether there is anything to train with, before anything takes time.
+def check_torch(device: str = CPU) -> None:
+    """Whether there is anything to train with, before a model is read.
 
     Raises:
-        SparsecError: PyTorch is not installed or has no such device, or an operator of `model` has no mapping.
+        SparsecError: PyTorch is not installed or has no such device.
     """
     try:
         import torch  # noqa: F401
@@ -37,6 +47,14 @@ def check_operators(model: onnx_ir.Model, device: str = "cpu") -> None:
             f"--heal needs PyTorch, which cannot be imported ({error}): pip install 'sparsec[torch]'"
         ) from None
     check_device(device)
+
+
+def check_operators(model: onnx_ir.Model) -> None:
+    """Whether PyTorch can compute a model, before anything takes time; `check_torch` raises nothing.
+
+    Raises:
+        SparsecError: an operator of `model` has no mapping.
+    """
     from .network import Network
 
     Network(model)
@@ -50,7 +68,7 @@ def make_trainer(
     threads: int,
     device: str = "cpu",
 ) -> Trainer:
-    """What trains the kept weights of pruned layers, where `check_operators` raises nothing.
+    """What trains the kept weights of pruned layers, where `check_torch` and `check_operators` raise nothing.
 
     Args:
         program: the dense model.

@@ -574,6 +574,10 @@ def test_other_options_other_solutions(folder: Path, no_solving: None) -> None:
         ({}, "--calib: nothing is pruned that could be fitted to the data; add --sparsity"),
         ({"pick": 3}, "--pick chooses a point of the frontier of --speedup or --max-drop: add the one it came from"),
         ({"sparsity": 0.5, "pick": 1}, "--pick chooses a point of the frontier of --speedup or --max-drop"),
+        (
+            {"sparsity": 0.5, "metric": "top2"},
+            "--metric top2: expected top1, top5, .*FILE.py:FUNCTION or MODULE:FUNCTION",
+        ),
         ({"calib": None, "speedup": 2}, "--speedup needs calibration data: add --calib DATA"),
         ({"calib": None, "max_drop": "1%"}, "--max-drop needs calibration data"),
         ({"calib": None, "sparsity": 0.5, "metric": "mse"}, "--metric needs calibration data"),

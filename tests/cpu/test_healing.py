@@ -20,7 +20,7 @@ from sparsec.compiler.config import Tune
 from sparsec.compiler.context import Silent
 from sparsec.compiler.exporter import session_source
 from sparsec.compiler.frontend import read
-from sparsec.compiler.healing import Limit, check_operators, make_trainer, with_vectors
+from sparsec.compiler.healing import Limit, check_operators, check_torch, make_trainer, with_vectors
 from sparsec.compiler.machine import Cpu
 from sparsec.compiler.runtime import random_feeds, run_session
 from sparsec.ir import SparsecError, UsageError, parse_pattern
@@ -160,7 +160,11 @@ def test_an_operator_without_a_mapping_is_named() -> None:
 def test_without_pytorch_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(SparsecError, match=r"pip install 'sparsec\[torch\]'"):
-        check_operators(read(mlp((32, 64, 10))).model)
+        check_torch()
+    # Before the model and the data are read, which may take long.
+    given = sparsec.CompileConfig(sparsity=0.5, calib="missing.npz", heal="5m")
+    with pytest.raises(SparsecError, match=r"pip install 'sparsec\[torch\]'"):
+        sparsec.compile("missing.onnx", given)
 
 
 @pytest.mark.parametrize(
@@ -177,11 +181,13 @@ def test_a_gpu_that_is_not_there_is_named(
     monkeypatch.setattr(torch.version, "cuda", cuda)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: devices > 0)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: devices)
-    model = read(mlp((32, 64, 10))).model
     with pytest.raises(SparsecError, match=words):
-        check_operators(model, wanted)
+        check_torch(wanted)
+    given = sparsec.CompileConfig(sparsity=0.5, calib="missing.npz", heal="5m", heal_on=wanted)
+    with pytest.raises(SparsecError, match=words):
+        sparsec.compile("missing.onnx", given)
     if devices:
-        check_operators(model, "cuda:1")
+        check_torch("cuda:1")
 
 
 # ---- Batches ----

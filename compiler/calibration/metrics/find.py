@@ -37,15 +37,26 @@ def find_metric(source: str | Callable[..., Any] | Metric, labelled: bool) -> Me
         UsageError: there is no such metric, or it is perplexity without labels.
         SparsecError: the function cannot be loaded.
     """
+    check_metric(source)
     if isinstance(source, Metric):
         return source
     if callable(source):
         return own(source, getattr(source, "__name__", type(source).__name__))
     if source in NAMES:
         return _build(source, labelled)
-    if isinstance(source, str) and names_function(source):
-        return own(load_function(source, "metric"), source)
-    raise UsageError(f"--metric {source}: expected {', '.join(NAMES)}, FILE.py:FUNCTION or MODULE:FUNCTION")
+    return own(load_function(source, "metric"), source)
+
+
+def check_metric(source: Any) -> None:
+    """Whether `source` is of a form that `find_metric` knows; no file is opened, so a function may yet be missing.
+
+    Raises:
+        UsageError: it is not.
+    """
+    if isinstance(source, Metric) or callable(source) or source in NAMES:
+        return
+    if not (isinstance(source, str) and names_function(source)):
+        raise UsageError(f"--metric {source}: expected {', '.join(NAMES)}, FILE.py:FUNCTION or MODULE:FUNCTION")
 
 
 def default_metric(labels: Array | None, outputs: Mapping[str, Any]) -> Metric:
