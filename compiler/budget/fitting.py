@@ -136,7 +136,7 @@ class Fitting:
         self.cache = Cache(config.solutions, context.folder / SOLUTIONS, self.program, config)
         self._healer = None if config.heal is None else self._make_healer()
         self.options = self._solve()
-        self.notes = (*_scarcity(self.calibration), *self._unreached())
+        self.notes = (*self._scarcity(), *self._unreached())
         self._sketched: dict[_Key, Chosen] = {}
         self._trained: dict[_Key, float | None] = {}
         self._made: dict[_Key, Chosen] = {}
@@ -375,6 +375,29 @@ class Fitting:
         fed = self._trial.feeds(weights)
         return lambda feeds: self._trial.run(feeds, fed)
 
+    def _scarcity(self) -> tuple[str, ...]:
+        """Layers that more samples would tell more of, and how to have more."""
+        scarce = self.calibration.scarce
+        if not scarce:
+            return ()
+        name, (rows, inputs) = next(iter(scarce.items()))
+        return (
+            f"{len(scarce)} of {len(self.calibration.statistics)} layers saw fewer rows of calibration data than they "
+            f"have inputs ('{name}': {rows} rows, {inputs} inputs): their weights are fitted with damping; "
+            f"{self._more()}.",
+        )
+
+    def _more(self) -> str:
+        """Where more samples could come from."""
+        samples, seen = self._samples, self._seen
+        if seen.count < samples.count:
+            return f"they are solved for {seen.count:,} samples, and trained (--heal) with {samples.count:,}"
+        apart = self.config.eval_data is not None or self._held_back is samples
+        taken, there = samples.count + (0 if apart else self._held_back.count), samples.source_count
+        if there is None or there <= taken:
+            return "more samples fit better"
+        return f"took {taken:,} of {there:,} samples, --samples {there} takes all"
+
     def _unreached(self) -> tuple[str, ...]:
         """A pattern cannot have every share of zeros."""
         config = self._context.config
@@ -396,12 +419,3 @@ def _key(allocation: Allocation) -> _Key:
 
 def _far(found: Sequence[Any], sparsity: float) -> bool:
     return len(found) == 1 and abs(found[0].zeros - sparsity) > 0.02
-
-
-def _scarcity(calibration: Calibration) -> tuple[str, ...]:
-    return tuple(
-        f"{len(calibration.scarce)} of {len(calibration.statistics)} layers saw fewer rows of calibration data than "
-        f"they have inputs ('{name}': {rows} rows, {inputs} inputs): their weights are fitted with damping; more "
-        "samples fit better."
-        for name, (rows, inputs) in [*calibration.scarce.items()][:1]
-    )

@@ -32,6 +32,7 @@ class Samples:
         runs: one dictionary of inputs a run, all checked against the model.
         labels: one array a run, a label for each of its samples along the first axis; None without labels.
         axes: by input, the axis along which its samples are stacked; empty where the batch is fixed or cannot be told.
+        source_count: how many samples there were to take these from; None where only reading all would tell.
     """
 
     def __init__(
@@ -40,8 +41,10 @@ class Samples:
         runs: list[Feeds],
         labels: list[Array] | None = None,
         axes: Mapping[str, int] | None = None,
+        source_count: int | None = None,
     ) -> None:
         self.name, self.runs, self.labels, self.axes = name, runs, labels, dict(axes or {})
+        self.source_count = source_count
 
     @property
     def count(self) -> int:
@@ -55,7 +58,7 @@ class Samples:
             return self
         places = evenly(len(self.runs), most)
         labels = None if self.labels is None else [self.labels[i] for i in places]
-        return Samples(self.name, [self.runs[i] for i in places], labels, self.axes)
+        return Samples(self.name, [self.runs[i] for i in places], labels, self.axes, self.source_count)
 
     def split(self, share: float) -> tuple[Samples, Samples]:
         """The first samples to calibrate with, and the last `share` of them, at least one, to judge with.
@@ -80,7 +83,13 @@ class Samples:
         """The runs before `number`, and the others."""
         before, after = slice(number), slice(number, None)
         one, other = (
-            Samples(self.name, self.runs[part], None if self.labels is None else self.labels[part], self.axes)
+            Samples(
+                self.name,
+                self.runs[part],
+                None if self.labels is None else self.labels[part],
+                self.axes,
+                self.source_count,
+            )
             for part in (before, after)
         )
         return one, other
@@ -104,7 +113,7 @@ class Samples:
         labels = self.labels
         if labels is not None:
             labels = [*labels[:number], labels[number][:at], labels[number][at:], *labels[number + 1 :]]
-        return Samples(self.name, runs, labels, self.axes)
+        return Samples(self.name, runs, labels, self.axes, self.source_count)
 
 
 def open_samples(source: Any, session: onnxruntime.InferenceSession, limit: int, labels: Any = None) -> Samples:
@@ -150,11 +159,18 @@ def open_samples(source: Any, session: onnxruntime.InferenceSession, limit: int,
         raise _empty(name)
     if arrays is None and apart is not None and ended and len(apart) != taken:
         raise SparsecError(lengths(name, len(apart), taken))
-    return Samples(name, runs, all_or_none(found, name), axes)
+    known = taken if ended else None if arrays is None else _stacked_count(arrays, session)
+    return Samples(name, runs, all_or_none(found, name), axes, known)
 
 
 def _empty(name: str) -> SparsecError:
     return SparsecError(f"calibration data '{name}' is empty: give at least one sample of the model's inputs")
+
+
+def _stacked_count(arrays: Mapping[str, Array], session: onnxruntime.InferenceSession) -> int:
+    """Samples of arrays that `_sliced` cuts, all of them: one of the inputs has them along its first axis."""
+    stacked = (arrays[value.name] for value in session.get_inputs() if value.shape and arrays[value.name].ndim)
+    return min((len(array) for array in stacked), default=0)
 
 
 def _batch(feeds: Mapping[str, Array], axes: Mapping[str, int]) -> int:

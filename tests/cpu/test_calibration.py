@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,7 +18,7 @@ from sparsec.compiler.config import Tune
 from sparsec.compiler.frontend import read
 from sparsec.compiler.machine import Cpu
 from sparsec.ir import SparsecError, UsageError
-from sparsec.models.mlp import ffn
+from sparsec.models.mlp import ffn, mlp
 
 RNG = np.random.default_rng(0)
 
@@ -83,6 +84,31 @@ def test_the_limit_and_the_share_held_back(tmp_path: Path) -> None:
     assert (seen.count, held_back.count) == (16, 4)
     single = Samples("one", [{"x": X}])
     assert single.split(0.2) == (single, single)
+
+
+def test_how_many_samples_there_were_is_known_where_it_is_cheap(tmp_path: Path) -> None:
+    forms = sources(tmp_path)
+    found = {name: open_samples(forms[name], ONE, limit=9).source_count for name in FORMS}
+    assert found == {**dict.fromkeys(FORMS), **dict.fromkeys(("npz", "named npy", "npy of the only input"), 20)} | {
+        "double": 20  # one run, which was read
+    }
+    samples = open_samples(forms["npz"], ONE, limit=9)
+    assert [part.source_count for part in (*samples.split(0.2), samples.some(8))] == [20, 20, 20]
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({}, r"'/fc1/Gemm': 205 rows, 512 inputs\): .* damping; took 256 of 400 samples, --samples 400 takes all\.$"),
+        ({"samples": 400}, r"'/fc1/Gemm': 320 rows, 512 inputs\): .* damping; more samples fit better\.$"),
+    ],
+)
+def test_few_rows_are_said_with_what_there_is(given: dict[str, Any], words: str, tmp_path: Path) -> None:
+    np.savez(tmp_path / "data.npz", input=RNG.standard_normal((400, 512)).astype(np.float32))
+    given = {**given, "calib": tmp_path / "data.npz", "method": "magnitude", "pattern": "unstructured"}  # no kernel
+    config = sparsec.CompileConfig(sparsity=0.5, prune_all=True, cache=tmp_path, threads=1, **given)
+    notes = sparsec.compile(mlp((512, 64, 10)), config).report.notes
+    assert any(re.search(words, note) for note in notes), notes
 
 
 @pytest.mark.parametrize(

@@ -418,6 +418,14 @@ def test_other_kinds_of_models(text: str, tensors: Any, shape: Any, dtype: Any, 
     assert record.before is not None and record.after is not None and record.after >= record.before
 
 
+def test_what_weights_are_solved_for_and_what_they_are_trained_with(tmp_path: Path) -> None:
+    np.savez(tmp_path / "data.npz", input=RNG.standard_normal((400, 512)).astype(np.float32))
+    given = {"method": "magnitude", "pattern": "unstructured", "sparsity": 0.5, "heal": "1"}
+    notes = healed(tmp_path, mlp((512, 64, 10)), **given).report.notes
+    words = "256 rows, 512 inputs): their weights are fitted with damping; they are solved for 256 samples, and "
+    assert any(words + "trained (--heal) with 320." in note for note in notes), notes
+
+
 def test_one_run_has_nothing_to_hold_back(tmp_path: Path) -> None:
     np.savez(tmp_path / "data.npz", input=X[:1])
     with pytest.raises(
