@@ -136,7 +136,11 @@ class Fitting:
         self.cache = Cache(config.solutions, context.folder / SOLUTIONS, self.program, config)
         self._healer = None if config.heal is None else self._make_healer()
         self.options = self._solve()
-        self.notes = (*self._scarcity(), *self._unreached())
+        self.notes = (
+            *self._scarcity(),
+            *self._unreached(),
+            *(() if self._healer is None else Healer.notes(self.judge)),
+        )
         self._sketched: dict[_Key, Chosen] = {}
         self._trained: dict[_Key, float | None] = {}
         self._made: dict[_Key, Chosen] = {}

@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     Rounding = Callable[[dict[str, Weights]], dict[str, Weights]]
 
 
+# Fewer samples than this say little of training: the best of ten states on so few is the best by chance.
+FEW = 20
+
+
 @dataclass(frozen=True, eq=False)
 class Judged:
     """Weights, and what becomes of the outputs with them on the data that was held back.
@@ -94,6 +98,18 @@ class Healer:
         values = before.value, after.value
         record = Healing(trained.steps, trained.seconds, self.samples.count, *values, better, trained.note)
         return replace(after if better else before, healing=record)
+
+    @staticmethod
+    def notes(judge: Judge) -> tuple[str, ...]:
+        """What a user who trains should know of the data that training is judged by."""
+        if judge.count >= FEW:
+            return ()
+        few = "1 sample" if judge.count == 1 else f"{judge.count} samples"
+        return (
+            f"--heal: training is judged, and its best state chosen, by only {few} that no weight is fitted to: that "
+            f"says little. Give more data, of which a fifth is held back, or other data to judge by (--eval): at least "
+            f"{FEW} samples.",
+        )
 
     def _look(self, healed: Healed, rounding: Rounding) -> tuple[tuple[float, ...], str]:
         """How good a state is, to compare it with others, and in words."""

@@ -32,6 +32,7 @@ class Judge:
         metric: the task's, or the agreement with the dense model.
         dense: its value for the dense model.
         holds_back: whether the samples are others than those that weights are fitted to.
+        count: of the samples.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class Judge:
         """
         self._seen, self._samples, self._limit = seen, held_back, limit
         self.holds_back = separate or held_back is not seen
+        self.count = held_back.count
         self._expected = [dense(feeds) for feeds in held_back.runs]
         self._labels: list[Any] = held_back.labels or [None] * len(held_back.runs)
         if metric is None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ...ir import Program, SparsecError
+from ..budget.healer import Healer
 from ..budget.pick import check_pick, too_far, too_slow
 from ..decide import MODEL_MARGIN
 from ..exporter import session_source
@@ -113,7 +114,7 @@ def remove_channels(program: Program, workload: Workload, context: Context) -> R
     if not removal.cuts:
         return Removed(program, None, removal, missed=_nothing(removal, context))
     if context.config.budgeted:
-        return _Search(removal, workload, context).result()
+        return _with_notes(_Search(removal, workload, context).result())
     assert context.config.sparsity is not None, "otherwise it is exact"
     asked = context.config.sparsity
     smaller = removal.make(removal.at(asked, removal.weights()))
@@ -123,10 +124,17 @@ def remove_channels(program: Program, workload: Workload, context: Context) -> R
     if context.config.heal_limit is not None:
         healed = removal.heal(smaller, context.config.heal_limit)
         removed = replace(removed, program=healed.program, masked=healed.masked, healing=healed.healing)
-    if removed.share >= asked - 0.005:
+    if removed.share < asked - 0.005:
+        words = f"{removed.share:.1%} of the weights is all that can be left out; {asked:.0%} was asked for."
+        removed = replace(removed, notes=(words,))
+    return _with_notes(removed)
+
+
+def _with_notes(removed: Removed) -> Removed:
+    """With what is to be said of its training, if there was any."""
+    if removed.healing is None or removed.judge is None:
         return removed
-    words = f"{removed.share:.1%} of the weights is all that can be left out; {asked:.0%} was asked for."
-    return replace(removed, notes=(words,))
+    return replace(removed, notes=(*removed.notes, *Healer.notes(removed.judge)))
 
 
 def _without_dead(program: Program, removal: Removal, workload: Workload, context: Context) -> Removed:

@@ -426,6 +426,14 @@ def test_what_weights_are_solved_for_and_what_they_are_trained_with(tmp_path: Pa
     assert any(words + "trained (--heal) with 320." in note for note in notes), notes
 
 
+def test_few_samples_to_judge_training_by_are_said(tmp_path: Path) -> None:
+    given = {"method": "magnitude", "pattern": "unstructured", "sparsity": 0.5, "heal": "1"}
+    for count, words in ((5, "by only 1 sample that"), (95, "by only 19 samples"), (100, "")):
+        np.savez(tmp_path / "data.npz", input=X[:count])
+        notes = healed(tmp_path, mlp((128, 128, 10)), **given).report.notes
+        assert [words in note for note in notes if "--heal" in note] == [True] * bool(words), notes
+
+
 def test_one_run_has_nothing_to_hold_back(tmp_path: Path) -> None:
     np.savez(tmp_path / "data.npz", input=X[:1])
     with pytest.raises(

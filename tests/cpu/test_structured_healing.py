@@ -130,6 +130,13 @@ def test_a_limit_of_the_metric_counts_what_training_brings(
     assert trained.timings[0].speedup >= plain.timings[0].speedup
 
 
+def test_few_samples_to_judge_training_by_are_said(options: dict[str, Any], smaller_wins: None) -> None:
+    runs = [{"input": part} for part in np.split(X[:50], 10)]
+    for given in ({"sparsity": 0.5}, {"sparsity": None, "speedup": 1.5, "pick": 1}):
+        notes = report_of(mlp((128, 64, 10)), **{**options, "calib": runs, "heal": "1", **given}).notes
+        assert any("by only 10 samples that no weight is fitted to" in note for note in notes), notes
+
+
 def test_units_of_recurrent_layers_stay(options: dict[str, Any], smaller_wins: None) -> None:
     model = lstm_lm(vocabulary=60, embedding=32, hidden=32)
     session = Cpu(1).open(model.SerializeToString())
