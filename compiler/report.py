@@ -93,6 +93,7 @@ class Healing:
         before, after: the metric of `Quality` on its samples, by the weights before and the best of those after.
         kept: whether the latter are the artifact's; they are where they are better.
         note: why training ended before its time, or "".
+        resumed_steps, resumed_seconds: of these, what an earlier run took, from whose state this one went on.
     """
 
     steps: int
@@ -102,6 +103,8 @@ class Healing:
     after: float | None
     kept: bool
     note: str
+    resumed_steps: int = 0
+    resumed_seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

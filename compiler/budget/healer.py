@@ -96,7 +96,9 @@ class Healer:
         after = self._judged(trained.healed, rounding)
         better = self.judge.rank(before.error, before.value) < self.judge.rank(after.error, after.value)
         values = before.value, after.value
-        record = Healing(trained.steps, trained.seconds, self.samples.count, *values, better, trained.note)
+        record = Healing(
+            trained.steps, trained.seconds, self.samples.count, *values, better, trained.note, *trained.resumed
+        )
         return replace(after if better else before, healing=record)
 
     @staticmethod

@@ -129,6 +129,8 @@ def _facts(report: Report) -> Iterator[tuple[str, str]]:
 def _healed(healing: Healing) -> str:
     """What training brought, and what it took."""
     took = f"{count(healing.steps, 'step')} in {number(healing.seconds)} s on {count(healing.samples, 'sample')}"
+    if healing.resumed_steps:
+        took += f" ({count(healing.resumed_steps, 'step')} in {number(healing.resumed_seconds)} s by an earlier run)"
     if healing.before is None or healing.after is None:
         brought = "the outputs came nearer to the dense model's" if healing.kept else "no better"
     else:

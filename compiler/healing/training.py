@@ -59,12 +59,14 @@ class Trained:
         healed: the weights; those it began with where none were better.
         steps, seconds: what it took, earlier runs included.
         note: why it ended before the limit, or "".
+        resumed: steps and seconds of earlier runs.
     """
 
     healed: Healed
     steps: int
     seconds: float
     note: str
+    resumed: tuple[int, float] = (0, 0.0)
 
 
 @dataclass
@@ -76,6 +78,7 @@ class State:
         worse: how often in a row they have been no better since.
         steps, seconds: so far, those of earlier runs included.
         epoch, batch: the next.
+        resumed: the steps and seconds that earlier runs took.
     """
 
     best: Tensors
@@ -85,6 +88,7 @@ class State:
     seconds: float = 0.0
     epoch: int = 0
     batch: int = 0
+    resumed: tuple[int, float] = (0, 0.0)
 
 
 class Trainer:
@@ -143,7 +147,7 @@ class Trainer:
     def _train(self, limit: Limit, judge: Judge, progress: Progress, files: tuple[Path, Path] | None) -> Trained:
         optimizer = torch.optim.Adam(self._groups())
         rates = [group["lr"] for group in optimizer.param_groups]
-        state = self._begin(optimizer, judge, None if files is None else files[0])
+        state = self._begin(optimizer, judge, files)
         before, start, note, words = state.seconds, time.perf_counter(), "", ""
         progress.start("healing", 100)
         told, looked = 0, int(LOOKS * limit.spent(state.steps, state.seconds))
@@ -168,7 +172,7 @@ class Trainer:
         self._put(state.best)
         if files is not None:
             self._keep(state, optimizer, files[1])
-        return Trained(self.student.healed(), state.steps, state.seconds, note)
+        return Trained(self.student.healed(), state.steps, state.seconds, note, state.resumed)
 
     def _dense(self, network: Network) -> Callable[[Tensors], Tensors]:
         return lambda inputs: network({**inputs, **self.student.teacher}, self.student.outputs)
@@ -230,16 +234,18 @@ class Trainer:
             state.worse += 1
         return words
 
-    def _begin(self, optimizer: torch.optim.Optimizer, judge: Judge, file: Path | None) -> State:
-        """The state in `file` if it is one of this student, else a new one, judged."""
-        old = None if file is None else read_state(file, self.begun)
-        if old is None:
+    def _begin(self, optimizer: torch.optim.Optimizer, judge: Judge, files: tuple[Path, Path] | None) -> State:
+        """The state in the first of `files` if it is one of this student, else a new one, judged."""
+        old = None if files is None else read_state(files[0], self.begun)
+        if old is None or files is None:
             return State(best=self._taken(), score=judge(self.student.healed())[0])
         # The best state is judged again: the metric may be another.
         self._put(old["best"])
         score = judge(self.student.healed())[0]
         self._put(old.pop("parameters"))
         optimizer.load_state_dict(old.pop("optimizer"))
+        if files[0] != files[1]:  # else this run has left it there, when it tried the same point for a shorter time
+            old["resumed"] = old["steps"], old["seconds"]
         return State(**{**old, "score": score, "worse": 0})
 
     def _keep(self, state: State, optimizer: torch.optim.Optimizer, file: Path) -> None:

@@ -313,7 +313,9 @@ def test_a_gpu_trains_too(folder: Path) -> None:
 
 
 def test_a_longer_time_goes_on_from_a_shorter_one(folder: Path) -> None:
-    healed(folder, heal="60", solutions=folder / "out" / "cache").save(folder / "out")
+    first = healed(folder, heal="60", solutions=folder / "out" / "cache")
+    first.save(folder / "out")
+    assert first.report.healing is not None and first.report.healing.resumed_steps == 0
     assert [path.suffix for path in (folder / "out" / "cache").glob("training-*")] == [".pt"]
     steps: list[float] = []
 
@@ -326,10 +328,11 @@ def test_a_longer_time_goes_on_from_a_shorter_one(folder: Path) -> None:
         patch.setattr(training, "Trainer", Watched)
         longer = healed(folder, heal="100", solutions=folder / "out" / "cache").report
         assert longer.healing is not None
-        assert (len(steps), longer.healing.steps) == (40, 100)
+        assert (len(steps), longer.healing.steps, longer.healing.resumed_steps) == (40, 100, 60)
+        assert 0 < longer.healing.resumed_seconds < longer.healing.seconds
         again = healed(folder, heal="60", solutions=folder / "out" / "cache").report
         assert again.healing is not None
-        assert (len(steps), again.healing.steps) == (40, 60)
+        assert (len(steps), again.healing.steps, again.healing.resumed_steps) == (40, 60, 60)
 
 
 def test_integer_values_are_rounded_after_training(folder: Path) -> None:

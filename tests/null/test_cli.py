@@ -18,7 +18,7 @@ import pytest
 from sparsec.compiler import cli
 from sparsec.compiler.artifact import MANIFEST
 from sparsec.compiler.config import CompileConfig, Tune
-from sparsec.compiler.report import Report, SurveyPoint, Verification
+from sparsec.compiler.report import Healing, Report, SurveyPoint, Verification
 from sparsec.ir import Decision, SparsecError, Timing
 
 PACKAGES = Path(__file__).resolve().parents[2] / ".typing"
@@ -304,6 +304,17 @@ def test_the_result_fits_and_cuts_no_number(run, driver, columns):
 def test_the_result_says_how_to_load_it(run, driver):
     _, out, _ = run("m.onnx", "-o", "out/here")
     assert "options.register_custom_ops_library('out/here/libsparsec_ops.so')" in out
+
+
+def test_a_training_that_went_on_from_another_says_so(run, driver):
+    own = Healing(400, 132.0, 1078, 0.91, 0.97, True, "")
+    for healing, words in (
+        (own, "400 steps in 132 s on 1,078 samples"),
+        (replace(own, resumed_steps=300, resumed_seconds=99.0), "samples (300 steps in 99.0 s by an earlier run)"),
+    ):
+        driver.report = replace(REPORT, healing=healing)
+        out = " ".join(run("m.onnx", "-o", "out")[1].split())
+        assert words in out and ("earlier" in out) == bool(healing.resumed_steps)
 
 
 def test_names_are_data(run, driver):
