@@ -126,6 +126,7 @@ def compile(
             dense_int8=dense_int8,
             reordered=None if fitting is None else fitting.reordered,
             removed=None if removed is None else removed.share,
+            asked=None if any(share for _, share in config.layer_sparsity) else config.sparsity,
             missed=search.missed if search is not None else removed.missed if removed is not None else "",
             notes=notes if data is None else (*data.notes, *notes),
             bytes_before=dense.nbytes,

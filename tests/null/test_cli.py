@@ -317,6 +317,23 @@ def test_a_training_that_went_on_from_another_says_so(run, driver):
         assert words in out and ("earlier" in out) == bool(healing.resumed_steps)
 
 
+def test_the_zeros_of_all_pruned_layers_are_told_with_what_was_asked(run, driver):
+    half = replace(SPARSE, layer="small", shape=(1024, 1024), zeros_after=0.3)
+    driver.report = replace(REPORT, asked=0.5, decisions=(SPARSE, half, DENSE))
+    out = " ".join(run("m.onnx", "-o", "out")[1].split())
+    assert "zeros 70.0 % of the weights of pruned layers; 50 % asked" in out
+    driver.report = replace(driver.report, asked=None)
+    assert "asked" not in run("m.onnx", "-o", "out")[1]
+
+
+@pytest.mark.parametrize(("removed", "words"), [(0.38, "get smaller; 30 % asked"), (0.31, "get smaller")])
+def test_more_left_out_than_was_asked_is_told(run, driver, removed, words):
+    smaller = replace(SPARSE, choice="smaller", shape_after=(2048, 1024))
+    driver.report = replace(REPORT, asked=0.3, removed=removed, decisions=(smaller, DENSE))
+    out = " ".join(run("m.onnx", "-o", "out", columns=200)[1].split())
+    assert words in out and ("asked" in out) == ("asked" in words) and "of pruned layers" not in out
+
+
 def test_names_are_data(run, driver):
     name = "[bold]a[/bold]:smile:\x1b[31m" + "层" * 3
     driver.report = replace(REPORT, decisions=(replace(DENSE, layer=name),))
