@@ -216,7 +216,7 @@ def _wanted_dense(layer: Layer, config: CompileConfig) -> float | None:
     """The sparsity that `prune_all` gives a layer that stays dense; None where it stays as it is."""
     sparsity, by_name = config.wanted_sparsity(layer.name)
     tiny = layer.weight.size < TINY_WEIGHTS and not by_name
-    fixed = layer.fixed or layer.kind is LayerKind.RECURRENT or not layer.weight.size
+    fixed = layer.fixed or layer.kind is LayerKind.RECURRENT or not layer.weight.size or not layer.rewritable
     if not sparsity or tiny or layer.zeros >= sparsity or fixed:
         return None
     return sparsity

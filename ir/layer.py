@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .epilogue import Epilogue
+from .values.floats import DTYPES
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -98,6 +99,11 @@ class Layer:
     def in_features(self) -> int:
         """Columns of the weight."""
         return int(self.weight.shape[1])
+
+    @property
+    def rewritable(self) -> bool:
+        """Whether new weights can take the place of the graph's: those that `weight` only rounds stay as they are."""
+        return self.dtype in DTYPES
 
     @property
     def nbytes(self) -> int:

@@ -97,14 +97,18 @@ class Removal:
         self._layers = {layer.name: layer for layer in self.program.layers}
         self.channels = find_channels(self.program)
         found = removable(self.channels)
+        self.exact = not context.config.sparsity and not context.config.budgeted
         stays = {name: why for name, layer in self._layers.items() if (why := self._stays(layer))}
+        # What reads channels gets new weights when some of them go.
+        for reader, writer in ((p, w) for d in found.dimensions for p in d.columns for w in d.rows):
+            if not self.exact and not self._layers[reader.name].rewritable:
+                stays.setdefault(writer.name, f"'{reader.name}' reads them: {self._layers[reader.name].obstacle}")
         self.declined = {**found.declined, **stays}
         self._dimensions = [
             dimension
             for dimension in found.dimensions
             if counts(dimension, self._layers) and not any(place.name in stays for place in dimension.rows)
         ]
-        self.exact = not context.config.sparsity and not context.config.budgeted
         self.judge: Judge | None = None
         self.samples: Samples | None = None
         self._healer: Healer | None = None
@@ -236,6 +240,8 @@ class Removal:
         share, named = config.wanted_sparsity(layer.name)
         if named and share == 0:
             return "its outputs stay, as was asked for"
+        if not self.exact and not layer.rewritable:
+            return layer.obstacle
         # The weights between units are no layer's: they would have to be zero in the student and not in the teacher.
         recurrent = layer.kind is LayerKind.RECURRENT
         return "units of recurrent layers stay with --heal" if recurrent and config.heal is not None else ""
