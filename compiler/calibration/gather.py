@@ -93,17 +93,15 @@ def gather(
             sums[source] = sums[source] + total if source in sums else total
             seen[source] += count
         done(f"run {number + 1}")
-    for source, layer in owners.items():
+    # The first such layer of the graph: those behind it may only follow.
+    for source, layer in reversed(owners.items()):
         if not moments[source].any():
             what = "only zeros" if seen[source] else "nothing"
             raise SparsecError(
                 f"calibration data '{samples.name}': {what} ever flowed into layer '{layer.name}', so its weight "
                 f"cannot be fitted; add samples that reach it, or leave it as it is with --sparsity '{layer.name}=0'"
             )
-    statistics = {
-        source: tuple(Statistics.of(moment / max(seen[source], 1)) for moment in stack)
-        for source, stack in moments.items()
-    }
+    statistics = {source: _statistics(stack / max(seen[source], 1)) for source, stack in moments.items()}
     return Calibration(
         statistics={layer.name: statistics[source_of(layer)] for layer in layers},
         means={layer.name: (*(sums[(at := source_of(layer))] / max(seen[at], 1)),) for layer in layers},
@@ -119,6 +117,13 @@ def _moment(
     """Of one run, for each group: the sums of xᵀ x and of x; and the number of rows."""
     x = rows(*work)
     return (x.transpose(0, 2, 1) @ x).astype(np.float64), x.sum(axis=1, dtype=np.float64), x.shape[1]
+
+
+def _statistics(moments: NDArray[np.float64]) -> tuple[Statistics, ...]:
+    """Of [groups, in, in]. A group of only zeros, such as one dead channel, counts with the damping of the others."""
+    diagonals = np.diagonal(moments, axis1=1, axis2=2)
+    power = float(diagonals[diagonals != 0].mean())
+    return tuple(Statistics.of(moment, power=power) for moment in moments)
 
 
 def finite(x: NDArray[Any], layer: Layer, source: str) -> NDArray[Any]:

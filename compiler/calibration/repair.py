@@ -152,8 +152,9 @@ def _refit(layer: Layer, weights: Weights, moments: list[Moments], kinds: Mappin
     matrix, table = np.concatenate([weight for weight, _ in results]), None
     kind, means = kinds.get(layer.name), moments[0]
     if kind is not None and groups == 1:
-        # What the bias makes good does not count.
-        statistics = Statistics.of(covariance(means.hessian, means.mean) if with_bias else means.hessian)
+        # What the bias makes good does not count. Where pruning left only zeros, all weights count the same.
+        moment = covariance(means.hessian, means.mean) if with_bias else means.hessian
+        statistics = Statistics.of(moment, power=1.0)
         fitted = matrix
         matrix, table = round_weights(fitted, weights.matrix != 0, fitted, statistics, kind, layer.table)
     if not with_bias:

@@ -69,11 +69,18 @@ class Statistics:
     dead: NDArray[np.bool_]
 
     @classmethod
-    def of(cls, hessian: NDArray[np.float64], damping: float = DAMPING) -> Statistics:
+    def of(cls, hessian: NDArray[np.float64], damping: float = DAMPING, power: float | None = None) -> Statistics:
         """Damp a second moment Xᵀ X / n [in, in]; one of too few samples thereby gets full rank.
 
+        Args:
+            hessian: the second moment.
+            damping: what is added to the diagonal, as a share of its mean.
+            power: the mean that is damped by where all inputs were zero: only the damping is left, and weights go by
+                their norms.
+
         Raises:
-            SparsecError: it is no square matrix, not finite, has a negative diagonal, or all inputs were zero.
+            SparsecError: it is no square matrix, not finite, has a negative diagonal, or all inputs were zero and no
+                `power` is given.
         """
         hessian = np.asarray(hessian, dtype=np.float64)
         if hessian.ndim != 2 or hessian.shape[0] != hessian.shape[1]:
@@ -87,6 +94,9 @@ class Statistics:
         if (diagonal < 0).any():
             raise SparsecError("the second moment of the inputs has a negative diagonal, so it is no sum of squares")
         dead = diagonal == 0
+        if dead.all() and power is not None:
+            ridge = damping * power
+            return cls(ridge * np.eye(len(hessian)), ridge, ~dead)
         if dead.all():
             raise SparsecError("all inputs of the layer are zero in the calibration data: nothing can be fitted to it")
         mean = float(diagonal[~dead].mean())

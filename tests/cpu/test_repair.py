@@ -17,6 +17,7 @@ from sparsec.compiler.exporter import bias_place
 from sparsec.compiler.frontend import read
 from sparsec.compiler.machine import Cpu
 from sparsec.ir import SparsecError
+from sparsec.ir.values import Int8
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -295,3 +296,56 @@ def test_bad_data_for_convolutions(x: NDArray[Any], words: str, tmp_path: Path) 
     )
     with pytest.raises(SparsecError, match=words):
         sparsec.compile(model, config)
+
+
+@pytest.mark.parametrize("heal", [None, "3"])
+def test_a_dead_channel_before_a_depthwise_convolution(heal: str | None, tmp_path: Path) -> None:
+    """Nothing can be fitted to it, which says nothing of the other channels."""
+    if heal is not None:
+        pytest.importorskip("torch")
+    rng = np.random.default_rng(0)
+    model = convolutional(rng)
+    kill(model, 3)
+    config = sparsec.CompileConfig(
+        layer_sparsity=(("c", 0.5),),
+        pattern="unstructured",
+        prune_all=True,
+        permute=False,
+        calib=[{"x": rng.standard_normal((8, 3, 8, 8)).astype(np.float32)} for _ in range(4)],
+        heal=heal,
+        tune=Tune.OFF,
+        threads=1,
+        cache=tmp_path,
+    )
+    compiled = sparsec.compile(model, config)
+    compiled.save(tmp_path / "out")
+    found = {
+        one.name: onnx.numpy_helper.to_array(one) for one in onnx.load(tmp_path / "out/model.onnx").graph.initializer
+    }
+    zeros = (found["C"] == 0).sum(axis=(1, 2, 3))
+    assert [*np.delete(zeros, 3)] == [2] * 15 and zeros[3] >= 2
+
+
+def test_an_integer_layer_that_pruning_leaves_without_inputs(tmp_path: Path) -> None:
+    network = Network.of(perceptron(np.random.default_rng(0)), (24,), tmp_path)
+    network.pruned["b"] = Weights(np.zeros_like(network.pruned["b"].matrix))
+    fitted = network.repair(kinds={"c": Int8()})
+    assert np.isfinite(fitted["c"].matrix).all() and network.error(fitted) < 1.5
+
+
+def test_a_layer_that_no_sample_reaches_is_named(tmp_path: Path) -> None:
+    model = convolutional(np.random.default_rng(0))
+    kill(model, slice(None))
+    samples = Samples("data.npz", [{"x": np.ones((2, 3, 8, 8), np.float32)}])
+    program = read(model)
+    words = "calibration data 'data.npz': only zeros ever flowed into layer 'c', .* with --sparsity 'c=0'"
+    with pytest.raises(SparsecError, match=words):
+        gather(program, program.layers, samples, CPU, tmp_path, 1)
+
+
+def kill(model: onnx.ModelProto, channels: int | slice) -> None:
+    """Zeros in these outputs of layer b."""
+    (tensor,) = (one for one in model.graph.initializer if one.name == "B")
+    array = onnx.numpy_helper.to_array(tensor).copy()
+    array[channels] = 0
+    tensor.CopyFrom(onnx.numpy_helper.from_array(array, "B"))

@@ -18,6 +18,7 @@ from sparsec.passes.solve.least_squares import _conjugate_gradients, least_squar
 from sparsec.passes.solve.methods import choose
 from sparsec.passes.solve.obs import removal_order
 from sparsec.passes.solve.problem import Problem
+from sparsec.passes.solve.statistics import DAMPING
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -507,6 +508,19 @@ def test_error_is_relative() -> None:
     assert error(weight, weight, hessian) == 0
     assert error(weight, np.zeros_like(weight), hessian) == pytest.approx(1)
     assert error(np.zeros_like(weight), weight, hessian) == float("inf")
+
+
+def test_of_zeros_with_a_power_norms_decide() -> None:
+    """A dead channel of a depthwise convolution: only the damping is left."""
+    weight = make(8, 12, seed=0)[0]
+    statistics = Statistics.of(np.zeros((12, 12)), power=3.0)
+    np.testing.assert_allclose(statistics.hessian, 3.0 * DAMPING * np.eye(12))
+    np.testing.assert_allclose(statistics.times(weight), 3.0 * DAMPING * weight, rtol=1e-6)
+    for method in METHODS:
+        (found,) = solve_all(weight, statistics, UnstructuredPattern(), [0.5], method)
+        np.testing.assert_allclose(found[found != 0], weight[found != 0], rtol=1e-5, err_msg=method)
+        # Of the whole matrix or, with some methods, of each row.
+        assert np.abs(found).sum() >= 0.9 * np.sort(np.abs(weight), axis=None)[48:].sum(), method
 
 
 def test_inputs_that_cannot_be() -> None:
