@@ -104,10 +104,10 @@ def keep_whole(*axes: Iterable[Part]) -> None:
 
 
 def explain(words: str, *axes: Iterable[Part]) -> None:
-    """Say what binds the channels along these axes that are bound and of which nothing is said yet."""
+    """Say what binds the channels along these axes that are bound, or but one, and of which nothing is said yet."""
     for axis in axes:
         for segment, _ in leaves(axis):
-            if segment.frozen or segment.whole:
+            if segment.frozen or segment.whole or segment.size == 1:
                 segment.why = segment.why or words
 
 
@@ -170,7 +170,15 @@ def cut(axis: Axis, start: int, stop: int) -> Axis:
 
 def merge(axes: Sequence[Axis]) -> Axis:
     """Neighbouring axes as one, in C order: [C, H, W] -> [C·H·W]."""
-    return axes[0] if len(axes) == 1 else reshape(axes, [_product([extent(axis) for axis in axes])])[0]
+    if len(axes) == 1:
+        return axes[0]
+    merged = reshape(axes, [_product([extent(axis) for axis in axes])])[0]
+    # What is frozen keeps the reason, that of the longest axis first.
+    for axis in sorted(axes, key=lambda axis: extent(axis) or 0, reverse=True):
+        for segment, _ in leaves(axis):
+            if segment.why:
+                explain(segment.why, merged)
+    return merged
 
 
 def reshape(axes: Sequence[Axis], sizes: Sequence[int | None]) -> list[Axis]:

@@ -220,11 +220,11 @@ def _matrix_axes(layer: Layer, axes: Mapping[onnx_ir.Value, Axes | None]) -> tup
 
 
 def _places(name: str, number: int, axis: Axis) -> Iterator[tuple[Segment, Place]]:
-    """The segments of an axis that can be reordered, and where they lie on it."""
+    """The segments of an axis that can be reordered, which takes two channels, and where they lie on it."""
     start = 0
     for segment, repeat in leaves(axis):
         if segment.size is None:
             return
-        if not segment.frozen:
+        if not segment.frozen and segment.size > 1:
             yield segment, Place(name, number, start, repeat)
         start += segment.size * repeat

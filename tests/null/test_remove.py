@@ -175,13 +175,29 @@ HELD = {
     "unknown operator": (
         build("a = MatMul(x, A) c = other.Thing(a) y = MatMul(c, B)", **MLP), "what Thing 'c' does with them is not"
     ),
+    "queries, keys and values of one product": (
+        build(
+            """a = MatMul(x, A) r = Reshape(a, taken) t = Transpose<perm=[1,0,2]>(r) q, k, v = Split(t, ones)
+            p = Mul(q, k) s = Softmax<axis=-1>(p) c = Mul(s, v) h = Squeeze(c, zero) y = MatMul(h, B)""",
+            A=(6, 24), B=(8, 3),
+        ),
+        "Split 'q' works across them",
+    ),
+    "first state of units": (
+        build(
+            """h0 = Gather<axis=2>(H, order) a, h = GRU<hidden_size=8>(x, W, R, , , h0) s = Squeeze(a, one)
+            y = MatMul(s, B)""",
+            x="4, 2, 6", y="S, N, C", W=(1, 24, 6), R=(1, 24, 8), H=(1, 2, 8), B=(8, 3),
+        ),
+        "Gather 'h0' works across them",
+    ),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", HELD)
 def test_what_cannot_go_says_why(name: str) -> None:
     model, words = HELD[name]
-    with_integers(model, one=[1])
+    with_integers(model, zero=[0], one=[1], ones=[1, 1, 1], taken=[-1, 3, 8], order=[*range(8)])
     program = read(model)
     assert text(program) == []
     assert words in removable(find_channels(program)).declined[program.layers[0].name]
