@@ -145,7 +145,9 @@ class _Walk:
         for node in graph:
             for value, result in zip(node.outputs, self._apply(node), strict=True):
                 self.axes[value] = result
-            if all(value in self._constants for value in node.inputs if value is not None):
+            # What ConstantOfShape makes is no weight, that it could be zero where channels are left out.
+            filled = node.op_type == "ConstantOfShape"
+            if not filled and all(value in self._constants for value in node.inputs if value is not None):
                 self._constants.update(node.outputs)
         for value, found in self.axes.items():
             inside = any(use.node.graph is not graph for use in value.uses())

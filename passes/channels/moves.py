@@ -45,8 +45,8 @@ def to_shape(call: Call) -> Axes:
     moved = reshape(x[same:], call.sizes[same:])
     if call.sizes[same:].count(None) > 1:
         # No constant could say the new shape: what is computed has to go on being right.
-        entries = joined_numbers(call.node.inputs[1], len(result))
-        if entries is None:
+        entries = joined_numbers(call.node.inputs[1])
+        if entries is None or len(entries) != len(result):
             keep_whole(*x)
         else:
             keep_whole(*(axis for axis, entry in zip(moved, entries[same:], strict=True) if entry is None))
@@ -88,9 +88,23 @@ def expand(call: Call) -> Axes:
             result[i] = fixed(sizes[i])
         elif size != 1:
             result[i] = axis
-    if small_constant(call.node.inputs[1]) is None:
+    # Sizes that are computed have to go on being right.
+    entries = joined_numbers(call.node.inputs[1])
+    if entries is None or len(entries) > len(sizes):
         keep_whole(*result)
+    else:
+        computed = zip(result[len(sizes) - len(entries) :], entries, strict=True)
+        keep_whole(*(axis for axis, entry in computed if entry is None))
     return result
+
+
+def fill(call: Call) -> Axes:
+    """ConstantOfShape: one number everywhere, and so free where a constant says how often."""
+    entries = joined_numbers(call.node.inputs[0])
+    if entries is None or any(entry is not None and entry < 0 for entry in entries):
+        raise UnknownError
+    freeze(*call.inputs[0])
+    return [fixed(None) if entry is None else free(entry) for entry in entries]
 
 
 def concat(call: Call) -> Axes:

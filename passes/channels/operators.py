@@ -15,6 +15,7 @@ from .elements import broadcast, by_channel, keep, normalise, softmax
 from .moves import (
     concat,
     expand,
+    fill,
     flatten,
     gather,
     measure,
@@ -58,6 +59,7 @@ _OF_ONE_OUTPUT: dict[str, tuple[Callable[[Call], Axes], int]] = {
     **dict.fromkeys(("GlobalAveragePool", "GlobalLpPool", "GlobalMaxPool"), (global_pool, 1)),
     "BatchNormalization": (by_channel, 5),
     "Concat": (concat, _ANY),
+    "ConstantOfShape": (fill, 1),
     "Conv": (conv, 3),
     "ConvTranspose": (conv_transpose, 3),
     "Expand": (expand, 1),

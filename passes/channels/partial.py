@@ -34,13 +34,23 @@ def known_numbers(value: onnx_ir.Value | None, nodes: int = _MOST_NODES) -> Part
     return found if found is not None and len(found) <= _MOST_NUMBERS else None
 
 
-def joined_numbers(value: onnx_ir.Value | None, count: int) -> Partial | None:
-    """The same of a shape of `count` numbers that is a constant, or joined of constants and computed numbers."""
+def joined_numbers(value: onnx_ir.Value | None) -> Partial | None:
+    """The numbers of a shape that is a constant, or joined of constants and of computed numbers, which are None."""
+    found: Partial = []
+    for piece in joined_pieces(value) or ():
+        constant, numbers = small_constant(piece), known_numbers(piece)
+        if numbers is None:
+            return None
+        found += [None] * len(numbers) if constant is None else numbers
+    return found or None
+
+
+def joined_pieces(value: onnx_ir.Value | None) -> list[onnx_ir.Value | None] | None:
+    """What a shape is joined of, or the shape itself if it is a constant; None where it is neither."""
+    if small_constant(value) is not None:
+        return [value]
     node = None if value is None else value.producer()
-    if small_constant(value) is None and (node is None or node.domain or node.op_type != "Concat"):
-        return None
-    found = known_numbers(value)
-    return found if found is not None and len(found) == count else None
+    return None if node is None or node.domain or node.op_type != "Concat" else [*node.inputs]
 
 
 def _concat(node: onnx_ir.Node, nodes: int) -> Partial | None:

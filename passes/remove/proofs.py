@@ -79,6 +79,12 @@ def _clip(known: Known, node: onnx_ir.Node, along: Along, segment: Segment) -> N
     return np.minimum(np.maximum(known.operand(x, along[1], segment), ends[0]), ends[1])
 
 
+def _filled(known: Known, node: onnx_ir.Node, along: Along, segment: Segment) -> Numbers | float:
+    """ConstantOfShape: with the number that it names, or with zeros."""
+    value = node.attributes.get("value")
+    return 0.0 if value is None else float(value.as_tensor().numpy().item())
+
+
 def _concat(known: Known, node: onnx_ir.Node, along: Along, segment: Segment) -> Numbers | float:
     """What all inputs agree on that have the channels there."""
     places = [(value, along[1]) for value in node.inputs if value is not None]
@@ -162,5 +168,6 @@ PROOFS: Mapping[str, Proof] = {
     "BatchNormalization": _normalised,
     "Clip": _clip,
     "Concat": _concat,
+    "ConstantOfShape": _filled,
     "Pad": _pad,
 }

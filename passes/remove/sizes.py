@@ -12,7 +12,7 @@ import onnx_ir
 from ..channels.axes import extent
 from ..channels.constants import small_constant
 from ..channels.dimensions import OVERRIDABLE_FROM_IR
-from ..channels.partial import joined_numbers
+from ..channels.partial import joined_numbers, joined_pieces, known_numbers
 from .masks import axis_mask
 
 if TYPE_CHECKING:
@@ -129,12 +129,13 @@ def _reshape(found: Resizing) -> None:
     x, result = found.inputs[0], found.outputs[0]
     numbers, wanted = found.numbers(1), [_size(*pair) for pair in zip(result, found.made[0], strict=True)]
     if numbers is None:
-        entries = joined_numbers(found.old.inputs[1], len(result))
+        entries = joined_numbers(found.old.inputs[1])
+        entries = entries if entries and len(entries) == len(result) else None
         if entries and all(entry == -1 for entry, mask in zip(entries, found.made[0], strict=True) if mask is not None):
             return  # what is left of the elements is right as it is
         same = next((i for i, axis in enumerate(result) if i >= len(x) or axis is not x[i]), len(result))
         if wanted[same:].count(None) > 1:
-            _join(found, wanted)
+            _join(found, 1)
             return
         found.node.attributes.pop("allowzero", None)
         new = [0] * same + [-1 if size is None else size for size in wanted[same:]]
@@ -150,39 +151,44 @@ def _reshape(found: Resizing) -> None:
         found.set_numbers(1, "", new)
 
 
-def _join(found: Resizing, wanted: Sequence[int | None]) -> None:
-    """Other numbers in a shape of which several sizes are computed; these stay, and so does -1: it is what is left."""
-    before, after = found.old.inputs[1], found.node.inputs[1]
-    assert before is not None and after is not None, "it has a shape"
-    joined, copy = before.producer(), after.producer()
-    assert joined is not None and copy is not None, "the analysis read it"
-    pieces: list[onnx_ir.Value | None] = []
-    start = 0
-    for old, piece in zip(joined.inputs, copy.inputs, strict=True):
-        numbers = small_constant(old)
-        stop = start + (1 if numbers is None else numbers.size)
+def _join(found: Resizing, index: int) -> None:
+    """Other numbers in the shape that is input number `index`.
+
+    Those that are computed stay. So do -1, which is what is left, and 1, which Expand stretches.
+    """
+    before, after = found.old.inputs[index], found.node.inputs[index]
+    pieces, copies = joined_pieces(before), joined_pieces(after)
+    lengths = [len(known_numbers(piece) or ()) for piece in pieces or ()]
+    assert pieces and copies, "the analysis read it"
+    # The shape that Expand reads may be shorter than what it makes.
+    start = len(found.made[0]) - sum(lengths)
+    changed = False
+    for i, (old, length) in enumerate(zip(pieces, lengths, strict=True)):
+        numbers, stop = small_constant(old), start + length
         if numbers is not None:
-            pairs = zip(numbers.ravel().tolist(), found.made[0][start:stop], wanted[start:stop], strict=True)
-            new = [size if mask is not None and number != -1 else number for number, mask, size in pairs]
-            piece = piece if new == numbers.ravel().tolist() else found.constant(np.array(new, numbers.dtype))
-        pieces.append(piece)
+            places = zip(found.outputs[0][start:stop], found.made[0][start:stop], numbers.ravel().tolist(), strict=True)
+            new = [number if mask is None or number in (-1, 1) else _size(axis, mask) for axis, mask, number in places]
+            if new != numbers.ravel().tolist():
+                copies[i], changed = found.constant(np.array(new, numbers.dtype)), True
         start = stop
-    if pieces != list(copy.inputs):
-        shape = onnx_ir.node("Concat", pieces, {"axis": 0}, name=found.unused())
-        shape.outputs[0].name = found.unused()
-        found.model.graph.insert_before(found.node, shape)
-        found.set_input(1, shape.outputs[0])
+    if not changed:
+        return
+    shape = copies[0]
+    if small_constant(before) is None:
+        node = onnx_ir.node("Concat", copies, {"axis": 0}, name=found.unused())
+        shape = node.outputs[0]
+        shape.name = found.unused()
+        found.model.graph.insert_before(found.node, node)
+    assert shape is not None, "a number has changed"
+    found.set_input(index, shape)
 
 
 def _expand(found: Resizing) -> None:
-    numbers = found.numbers(1) or []
-    sizes = [_size(*pair) for pair in zip(found.outputs[0], found.made[0], strict=True)]
-    first = len(sizes) - len(numbers)
-    new = [
-        number if number == 1 or mask is None else size
-        for number, size, mask in zip(numbers, sizes[first:], found.made[0][first:], strict=True)
-    ]
-    found.set_numbers(1, "", [size or 0 for size in new])
+    _join(found, 1)
+
+
+def _fill(found: Resizing) -> None:
+    _join(found, 0)
 
 
 def _slice(found: Resizing) -> None:
@@ -259,6 +265,7 @@ def _drop_if_unused(value: onnx_ir.Value | None) -> None:
 
 
 _RULES: Mapping[str, Callable[[Resizing], None]] = {
+    "ConstantOfShape": _fill,
     "Conv": _conv,
     "Expand": _expand,
     "Pad": _pad,

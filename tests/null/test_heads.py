@@ -114,4 +114,4 @@ def test_vectors_that_are_partly_known(name: str) -> None:
     model.graph.input.append(onnx.helper.make_tensor_value_info("z", onnx.TensorProto.INT64, ["L"]))
     shape = next(node for node in read(model).model.graph if node.op_type == "Reshape").inputs[1]
     assert known_numbers(shape) == expected
-    assert joined_numbers(shape, 3) == (expected if name == "joined" else None)
+    assert joined_numbers(shape) == (expected if name == "joined" else None)

@@ -213,6 +213,40 @@ def test_the_number_of_a_batch_may_be_read() -> None:
     assert_same(program, random_kept(removable(find_channels(program)).dimensions, 0))
 
 
+STATES = {
+    "filled": "h0 = ConstantOfShape<value=float[1] {0.5}>(joined)",
+    "filled, all of it known": "h0 = ConstantOfShape(known)",
+    "stretched": "h0 = Expand(H, joined)",
+    "stretched in one axis": "h0 = Expand(H, short)",
+    "stretched and cut": "e = Expand(H, three) h0 = Slice(e, zero, one, zero)",
+    "filled by a number that is computed": "h0 = ConstantOfShape(computed)",
+}
+STATE = """sh = Shape(x) n0 = Gather(sh, first) n = Unsqueeze(n0, zero) joined = Concat<axis=0>(one, n, units)
+    short = Concat<axis=0>(n, one) three = Concat<axis=0>(two, n, units)
+    more = Add(units, zero) computed = Concat<axis=0>(one, n, more)"""
+
+
+@pytest.mark.parametrize("name", STATES)
+def test_first_states_that_are_made_on_the_way(name: str) -> None:
+    """As PyTorch's exporter writes them: the number of units stands in a shape."""
+    body = f"""{STATE} {STATES[name]} a, h, c = LSTM<hidden_size=8>(x, W, R, , , h0, h0) s = Squeeze(a, one)
+        y = MatMul(s, B)"""
+    one = 8 if name == "stretched in one axis" else 1
+    model = build(body, x="4, 2, 6", y="S, N, C", W=(1, 32, 6), R=(1, 32, 8), H=(1, 1, one), B=(8, 3))
+    with_integers(model, zero=[0], one=[1], two=[2], units=[8], known=[1, 2, 8])
+    model.graph.initializer.append(onnx.helper.make_tensor("first", onnx.TensorProto.INT64, [], [1]))
+    program = read(model)
+    assert text(program) == ([] if "computed" in name else ["8: a a a a / y"])
+    for seed in range(3):
+        assert_same(program, random_kept(removable(find_channels(program)).dimensions, seed), seed)
+
+
+def test_what_is_made_on_the_way_is_no_weight() -> None:
+    """Nothing could be zero there instead of the channels that are left out."""
+    program = read(with_integers(build("a = MatMul(x, A) w = ConstantOfShape(s) y = MatMul(a, w)", A=(6, 8)), s=[8, 3]))
+    assert text(program) == []
+
+
 def test_channels_that_cannot_stay() -> None:
     program = read(build("a = MatMul(x, A) r = Relu(a) y = MatMul(r, B)", **MLP))
     channels = find_channels(program)
