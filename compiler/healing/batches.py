@@ -41,9 +41,10 @@ class Batch:
     labels: Tensor | None
 
     def run(self, function: Function) -> Tensors:
-        """What `function` makes of the samples, along the first axis."""
+        """What `function` makes of the samples, along the first axis; a scalar of all of them is one number."""
         if not self.mapped:
-            return function({**self.stacked, **self.shared})
+            made = function({**self.stacked, **self.shared})
+            return {name: torch.atleast_1d(x) for name, x in made.items()}
         return _flat(torch.vmap(lambda stacked: function({**stacked, **self.shared}))(self.stacked))
 
     def feeds(self) -> list[dict[str, Array]]:

@@ -437,6 +437,21 @@ def test_few_samples_to_judge_training_by_are_said(tmp_path: Path) -> None:
         assert [words in note for note in notes if "--heal" in note] == [True] * bool(words), notes
 
 
+@pytest.mark.parametrize("batch", ["N", "1"])
+def test_an_output_may_be_a_scalar(batch: str, tmp_path: Path) -> None:
+    """Of each sample, or of all that are in a batch."""
+    text = f"""<ir_version: 8, opset_import: ["" : 17]> g (float[{batch}, 32] x) => (float[{batch}, 8] y, float z) {{
+        a = MatMul (x, w1)  b = Relu (a)  y = MatMul (b, w2)  z = ReduceMean <keepdims = 0> (y)
+    }}"""
+    rng = np.random.default_rng(0)
+    model = onnx.parser.parse_model(text)
+    for name, size in {"w1": (32, 64), "w2": (64, 8)}.items():
+        model.graph.initializer.append(numpy_helper.from_array(rng.standard_normal(size).astype(np.float32), name))
+    runs = [{"x": rng.standard_normal((1, 32)).astype(np.float32)} for _ in range(40)]
+    compiled = healed(tmp_path, model, calib=runs, sparsity=None, layer_sparsity=(("*", 0.5),), heal="3")
+    assert compiled.report.healing is not None and compiled.report.healing.steps == 3
+
+
 def test_one_run_has_nothing_to_hold_back(tmp_path: Path) -> None:
     np.savez(tmp_path / "data.npz", input=X[:1])
     with pytest.raises(
