@@ -533,7 +533,10 @@ def _notes(
     if any(decision.pruned for decision in decisions) and context.config.calib is None:
         notes.append("Weights were pruned by their norms, without data (--calib): accuracy was not measured.")
     if candidates and not outcome.ops and not any(decision.shape_after for decision in decisions):
-        notes.append("No layer became sparse: the artifact is the model as it came.")
+        kept = "the artifact is the model as it came"
+        if any(decision.pruned for decision in decisions):
+            kept = "the weights that --prune-all pruned stay dense, with zeros in them"
+        notes.append(f"No layer became sparse: {kept}.")
     if context.machine is None:
         checked = _checker(outcome, context) is not None
         results = "results were checked with its kernels for the CPU only" if checked else "no result was checked"

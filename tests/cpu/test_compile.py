@@ -106,6 +106,7 @@ def test_a_layer_that_loses_keeps_its_weights(cache: Path, dense_wins: None) -> 
     result = sparsec.compile(model, sparsec.CompileConfig(cache=cache, sparsity=0.8, **FAST))
     assert all(decision.choice == "dense" and not decision.pruned for decision in result.report.decisions)
     assert "2.0x slower at batch 1" in result.report.decisions[0].reason
+    assert result.report.notes[-1] == "No layer became sparse: the artifact is the model as it came."
     assert onnx.load(result._folder / "model.onnx").SerializeToString() == model.SerializeToString()
 
 
@@ -113,6 +114,8 @@ def test_prune_all_leaves_zeros_in_dense_layers(cache: Path, dense_wins: None) -
     model = mlp((256, 256, 256, 10))
     result = sparsec.compile(model, sparsec.CompileConfig(cache=cache, sparsity=0.8, prune_all=True, **FAST))
     assert [round(d.zeros_after, 1) for d in result.report.decisions] == [0.8, 0.8, 0.0]
+    words = "No layer became sparse: the weights that --prune-all pruned stay dense, with zeros in them."
+    assert result.report.notes[-1] == words
     stored = {t.name: onnx.numpy_helper.to_array(t) for t in onnx.load(result._folder / "model.onnx").graph.initializer}
     assert (stored["fc1.weight"] == 0).mean() == pytest.approx(0.8, abs=0.01)
 
