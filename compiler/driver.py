@@ -109,7 +109,10 @@ def compile(
         decisions = _decisions(program, attempt.plan.reasons, outcome, weights, stored)
         if removed is not None:
             decisions = removed.decisions(dense, decisions)
+        healing = attempt.chosen.healing if attempt.chosen else removed.healing if removed else None
         notes = _notes(decisions, attempt.plan.candidates, workload, outcome, context)
+        if healing is None and config.heal is not None:
+            notes += (_untrained(decisions, config),)
         report = Report(
             model=dense.source.name if dense.source else "",
             target=str(context.target),
@@ -121,7 +124,7 @@ def compile(
             verification=verification,
             fidelity=fidelity,
             quality=quality,
-            healing=attempt.chosen.healing if attempt.chosen else removed.healing if removed else None,
+            healing=healing,
             frontier=search.report() if search is not None else removed.frontier if removed is not None else (),
             dense_int8=dense_int8,
             reordered=None if fitting is None else fitting.reordered,
@@ -542,6 +545,17 @@ def _notes(
         results = "results were checked with its kernels for the CPU only" if checked else "no result was checked"
         notes.append(f"{context.target} is not this machine: no speed was measured, and {results}.")
     return tuple(notes)
+
+
+def _untrained(decisions: Iterable[Decision], config: CompileConfig) -> str:
+    """Why --heal did nothing, and what else to ask for."""
+    if any(decision.pruned for decision in decisions):
+        return "Nothing was trained (--heal): the layers that were pruned are none that can be fitted to data."
+    why = "Nothing was pruned, so nothing was trained (--heal); the decisions say why each layer stayed as it is."
+    if config.structured or config.budgeted:
+        return why
+    others = "" if config.prune_all else " --prune-all prunes layers without a sparse operator too, and"
+    return f"{why}{others} --sparsity 'LAYER=0.5' prunes small layers and the last one by name."
 
 
 def _describe(out: Path, report: Report, outcome: Outcome, context: Context, config: CompileConfig) -> None:

@@ -469,6 +469,28 @@ def test_training_needs_data_and_something_pruned(folder: Path) -> None:
         sparsec.compile(MODEL, sparsec.CompileConfig(sparsity=0.5, heal_on="cuda"))
 
 
+def test_nothing_pruned_is_nothing_trained_and_said_so(tmp_path: Path) -> None:
+    text = """<ir_version: 8, opset_import: ["" : 17]> g (float[N, 4, 8, 8] x) => (float[N, 8, 8, 8] y) {
+        y = Conv (x, w)
+    }"""
+    model = onnx.parser.parse_model(text)
+    weight = np.random.default_rng(0).standard_normal((8, 4, 1, 1)).astype(np.float32)
+    model.graph.initializer.append(numpy_helper.from_array(weight, "w"))
+    data = np.random.default_rng(1).standard_normal((40, 4, 8, 8)).astype(np.float32)
+    np.savez(tmp_path / "data.npz", x=data)
+    nothing = "Nothing was pruned, so nothing was trained (--heal)"
+    for given, advice in (
+        ({"sparsity": 0.5, "prune_all": False}, "--prune-all prunes layers without a sparse operator too"),
+        ({"sparsity": 0.5}, "'LAYER=0.5' prunes small layers"),
+        ({"sparsity": 0.5, "pattern": "structured", "prune_all": False}, "the decisions say why"),
+    ):
+        report = healed(tmp_path, model, heal="5", **given).report
+        assert report.healing is None
+        assert report.notes[-1].startswith(nothing) and advice in report.notes[-1]
+    by_name = healed(tmp_path, model, heal="5", sparsity=None, layer_sparsity=(("*", 0.5),), pattern="block:2x1").report
+    assert by_name.healing is not None and not any(nothing in note for note in by_name.notes)
+
+
 def test_vectors_go_back_by_name_and_nothing_else_changes() -> None:
     program = read(source("encoder"))
     trainer = make_trainer(program, pruned(program), random_samples(opened(program)), 0, 1)
