@@ -184,12 +184,17 @@ def _batch_axes(session: onnxruntime.InferenceSession) -> dict[str, int]:
     """By input, the axis that has the dynamic first dimension: [batch, ...], and a state of [layers, batch, hidden].
 
     Empty where no first dimension is dynamic, or several are that have different names: one of them may be a sequence.
+    So may the only one where an output has another dynamic dimension of the inputs instead: [time, batch, features] in,
+    [batch, classes] out.
     """
     shapes = {value.name: list(value.shape) for value in session.get_inputs()}
     batches = {shape[0] for shape in shapes.values() if shape and not isinstance(shape[0], int)}
     if len(batches) != 1:
         return {}
     batch = batches.pop()
+    others = {size for shape in shapes.values() for size in shape if isinstance(size, str)} - {batch}
+    if any(batch not in value.shape and others & set(value.shape) for value in session.get_outputs()):
+        return {}
     if batch is None:
         return {name: 0 for name, shape in shapes.items() if shape and shape[0] is None}
     return {name: shape.index(batch) for name, shape in shapes.items() if batch in shape}

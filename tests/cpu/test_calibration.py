@@ -23,9 +23,10 @@ from sparsec.models.mlp import ffn, mlp
 RNG = np.random.default_rng(0)
 
 
-def session(**inputs: list[Any]) -> Any:
+def session(outputs: Any = (), **inputs: list[Any]) -> Any:
     values = [SimpleNamespace(name=name, shape=shape, type="tensor(float)") for name, shape in inputs.items()]
-    return SimpleNamespace(get_inputs=lambda: values)
+    results = [SimpleNamespace(name=f"y{i}", shape=shape, type="tensor(float)") for i, shape in enumerate(outputs)]
+    return SimpleNamespace(get_inputs=lambda: values, get_outputs=lambda: results)
 
 
 ONE = session(x=["batch", 4])
@@ -239,6 +240,22 @@ def test_what_all_samples_share_stays_whole_and_a_state_is_cut_along_its_batch()
         "scale": (4,),
     }
     assert np.array_equal(held_back.runs[0]["state"][1], 2 * X[16:])
+
+
+@pytest.mark.parametrize(
+    ("outputs", "axes"),
+    [
+        ([["n", 5]], {}),  # the time is gone, the batch is not
+        ([["t", "n", 5], [1, "n", 4]], {}),  # a last state
+        ([["t", "n", 5]], {"x": 0}),  # could be either
+        ([["t", 5]], {"x": 0}),
+        ([["made", 5]], {"x": 0}),  # a name that says nothing
+        ([[5]], {"x": 0}),
+    ],
+)
+def test_a_first_axis_that_outputs_lack_may_be_time(outputs: Any, axes: dict[str, int]) -> None:
+    x = np.zeros((6, 2, 4), np.float32)
+    assert open_samples([{"x": x}] * 3, session(outputs, x=["t", "n", 4]), limit=100).axes == axes
 
 
 # ---- Labels ----
