@@ -129,6 +129,7 @@ def compile(
             dense_int8=dense_int8,
             reordered=None if fitting is None else fitting.reordered,
             removed=None if removed is None else removed.share,
+            zeros=_zeros(plan, decisions),
             asked=None if any(share for _, share in config.layer_sparsity) else config.sparsity,
             missed=search.missed if search is not None else removed.missed if removed is not None else "",
             notes=notes if data is None else (*data.notes, *notes),
@@ -521,6 +522,14 @@ def _decisions(
             decision = dataclasses.replace(decision, values=values, bytes_sparse=nbytes)
         decisions.append(decision)
     return tuple(decisions)
+
+
+def _zeros(plan: Plan, decisions: Iterable[Decision]) -> float | None:
+    """Of all weights in the layers that may be pruned, as they are in the artifact; None where there are none."""
+    sizes = {name: pruned.layer.weight.size for name, pruned in plan.pruned.items()}
+    zeros = {one.layer: one.zeros_after for one in decisions}
+    total = sum(sizes.values())
+    return sum(size * zeros[name] for name, size in sizes.items()) / total if total else None
 
 
 def _notes(

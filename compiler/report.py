@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -165,6 +164,8 @@ class Report:
             channels were reordered; None where they were not.
         removed: with the pattern "structured" the share of the weights that is gone, of the layers that can get
             smaller; None with others.
+        zeros: the share of zeros of all weights in the layers that may be pruned, those that stayed dense included;
+            None where there are none.
         asked: the share of zeros, or of weights to leave out, that was asked for; None where it was not, or where some
             layers had a share of their own.
         missed: which target was not reached and what stood in the way, or "".
@@ -187,6 +188,7 @@ class Report:
     frontier: tuple[FrontierPoint, ...] = ()
     dense_int8: DenseInt8 | None = None
     removed: float | None = None
+    zeros: float | None = None
     asked: float | None = None
     missed: str = ""
     reordered: tuple[float, float] | None = None
@@ -199,13 +201,6 @@ class Report:
     def sparse_layers(self) -> int:
         """Layers that run as sparse operators."""
         return sum(decision.choice == "sparse" for decision in self.decisions)
-
-    @property
-    def pruned_zeros(self) -> float | None:
-        """Share of zeros of all weights of the layers that were pruned; None where there are none."""
-        pruned = [(math.prod(d.shape), d.zeros_after) for d in self.decisions if d.pruned and d.shape_after is None]
-        total = sum(size for size, _ in pruned)
-        return sum(size * zeros for size, zeros in pruned) / total if total else None
 
     @property
     def smaller_layers(self) -> int:

@@ -125,12 +125,10 @@ def _facts(report: Report) -> Iterator[tuple[str, str]]:
         asked = f"; {percent(report.asked)} asked" if far and report.asked else ""
         of = "of the weights of the layers that can get smaller"
         yield "left out", f"channels, with {percent(report.removed)} {of}{asked}"
-    if report.asked is not None and report.removed is None and report.pruned_zeros is not None:
+    if report.asked is not None and report.removed is None and report.zeros is not None:
         # Layers get what costs least, and some stay dense: no row of the table has the share that was asked for.
-        yield (
-            "zeros",
-            f"{100 * report.pruned_zeros:.1f} % of the weights of pruned layers; {percent(report.asked)} asked",
-        )
+        of = "of the weights of the layers that may be pruned"
+        yield "zeros", f"{100 * report.zeros:.1f} % {of}; {percent(report.asked)} asked"
     if report.reordered is not None:
         before, after = report.reordered
         yield "reordered", f"channels, so that blocks keep {percent(after)} of the saliency, not {percent(before)}"

@@ -181,6 +181,7 @@ def test_the_share_of_zeros_is_that_of_all_layers_together(folder: Path) -> None
     found = zeros(report)
     assert abs(np.mean([found[name] for name in FREE]) - share) < 0.02
     assert found["/fc4/Gemm"] == 0
+    assert (report.zeros, report.asked) == (pytest.approx(np.mean([found[name] for name in FREE])), share)
     assert sparse(report) == list(FREE)
     assert report.fidelity is not None and report.quality is not None
     assert (report.quality.metric, report.quality.dense) == ("cosine", pytest.approx(1))
