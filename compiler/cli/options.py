@@ -32,15 +32,27 @@ Sparsity = Annotated[
         rich_help_panel=_WHAT,
     ),
 ]
+_SHAPES = (
+    "Shape of sparsity that pruning makes: block:RxC (R outputs by C inputs), group:g for block:gx1, unstructured "
+    "(single weights) or nm:N:M (N of every M adjacent inputs)"
+)
 Pattern = Annotated[
     str,
     typer.Option(
         metavar="PATTERN",
-        help="Shape of sparsity that pruning makes: block:RxC (R outputs by C inputs), or group:g for block:gx1; with "
-        "--calib several, separated by commas, of which each layer gets one. auto: group:16; with --speedup or "
-        "--max-drop the narrowest groups that this machine runs nearly as fast as the fastest. structured: no zeros, "
-        "but channels left out of the model; --sparsity is then the share of the weights that goes, and without it, or "
-        "a budget, only channels go that make no difference.",
+        help=f"{_SHAPES}; with --calib several, separated by commas, of which each layer gets one. auto: group:16; "
+        "with --speedup or --max-drop the narrowest groups that this machine runs nearly as fast as the fastest. "
+        "structured: no zeros, but channels left out of the model; --sparsity is then the share of the weights that "
+        "goes, and without it, or a budget, only channels go that make no difference.",
+        rich_help_panel=_WHAT,
+    ),
+]
+AlonePattern = Annotated[
+    str,
+    typer.Option(
+        "--pattern",
+        metavar="PATTERN",
+        help=f"{_SHAPES}; or several, separated by commas, a table each. auto: group:16.",
         rich_help_panel=_WHAT,
     ),
 ]
@@ -175,6 +187,17 @@ Samples = Annotated[
         rich_help_panel=_WHAT,
     ),
 ]
+AloneSamples = Annotated[
+    int | None,
+    typer.Option(
+        "--samples",
+        metavar="N",
+        min=1,
+        help="Samples of the calibration data to take. Default: 256.",
+        show_default=False,
+        rich_help_panel=_WHAT,
+    ),
+]
 Heal = Annotated[
     str | None,
     typer.Option(
@@ -226,8 +249,8 @@ MetricName = Annotated[
     typer.Option(
         "--metric",
         metavar="METRIC",
-        help="top1, top5, mse, cosine, spearman, perplexity or FILE.py:FUNCTION. Default: one that suits the labels, "
-        "else the cosine of the outputs to the dense model's.",
+        help="top1, top5, mse, cosine, spearman, perplexity, FILE.py:FUNCTION or MODULE:FUNCTION. Default: one that "
+        "suits the labels, else the cosine of the outputs to the dense model's.",
         show_default=False,
         rich_help_panel=_WHAT,
     ),

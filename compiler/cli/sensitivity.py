@@ -13,6 +13,8 @@ from .cells import Name, lines, plain_table
 from .console import print_message, printable
 from .errors import ExitCode
 from .options import (
+    AlonePattern,
+    AloneSamples,
     Batch,
     Calib,
     Dim,
@@ -20,9 +22,7 @@ from .options import (
     Json,
     Method,
     Model,
-    Pattern,
     Quiet,
-    Samples,
     Target,
     Threads,
     Tune,
@@ -40,8 +40,8 @@ def sensitivity_command(
     context: typer.Context,
     model: Model,
     calib: Calib = None,
-    samples: Samples = None,
-    pattern: Pattern = "auto",
+    samples: AloneSamples = None,
+    pattern: AlonePattern = "auto",
     method: Method = "auto",
     target: Target = "auto",
     tune: Tune = "quick",

@@ -205,6 +205,15 @@ def test_help_and_version_succeed(run):
     assert "--sparsity" in run("compile", "--help")[1]
 
 
+def test_help_names_every_form_and_nothing_that_a_command_does_not_have(run):
+    whole, alone = (" ".join(run(name, "--help", columns=200)[1].split()) for name in ("compile", "sensitivity"))
+    forms = ("block:RxC", "group:g", "unstructured", "nm:N:M")
+    assert all(form in text for form in forms for text in (whole, alone))
+    assert all(form in whole for form in ("structured: no zeros", "FILE.py:FUNCTION or MODULE:FUNCTION"))
+    others = ("--heal", "--max-drop", "--speedup", "--sparsity", "structured:")
+    assert [word for word in others if word in alone] == []
+
+
 def test_an_output_of_somebody_else_is_refused_before_any_work(run, driver, tmp_path):
     (tmp_path / "out").write_text("thesis")
     code, out, err = run("m.onnx", "-o", "out")
