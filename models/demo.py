@@ -2,13 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sys
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import onnxruntime
 
 from .digits import DENSE, GROUP16, accuracy, load_split, predictor
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@contextlib.contextmanager
+def _working_in(folder: str) -> Iterator[None]:
+    """`contextlib.chdir`, which Python 3.10 does not have."""
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.chdir(before)
 
 
 def main() -> int:
@@ -19,7 +36,8 @@ def main() -> int:
     print(f"$ sparsec {GROUP16.name} -o out --batch 1,16\n", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "out"
-        code = cli([str(GROUP16), "-o", str(out), "--batch", "1,16"])
+        with _working_in(folder):  # the recipe that is printed then says "out", as the command does
+            code = cli([str(GROUP16.resolve()), "-o", out.name, "--batch", "1,16"])
         if code:
             return code
         _, _, x_test, y_test = load_split()

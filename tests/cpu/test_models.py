@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
+from sparsec.compiler import cli
 from sparsec.models import BUILDERS, build
 from sparsec.models._training import Network, Recipe, group_masks, shifted, train
 from sparsec.models.digits import DENSE, GROUP16, HELD_OUT, accuracy, load_split, predictor
@@ -21,7 +23,6 @@ from sparsec.models.transformer import BERT_BASE, MINILM_L6, EncoderConfig, enco
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from numpy.typing import NDArray
 
@@ -249,6 +250,26 @@ def test_missing_scikit_learn_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
     with pytest.raises(ImportError, match=r"install it with `pip install 'sparsec\[demo\]'`"):
         load_split()
+
+
+def test_the_demo_prints_no_path_that_is_gone_when_it_ends(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from sparsec.models import demo  # which imports onnxruntime
+
+    seen: list[tuple[list[str], Path]] = []
+
+    def compile_command(words: list[str]) -> int:
+        seen.append((words, Path.cwd()))
+        return 1
+
+    monkeypatch.setattr(cli, "main", compile_command)
+    before = Path.cwd()
+    assert demo.main() == 1
+    ((words, folder),) = seen
+    assert words[1:3] == ["-o", "out"] and Path(words[0]).is_absolute()
+    assert "-o out" in capsys.readouterr().out
+    assert Path.cwd() == before != folder and not folder.exists()
 
 
 def _task(seed: int = 0) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
