@@ -224,8 +224,23 @@ def _picked(sizes: onnx_ir.Value, axes: list[int]) -> set[int]:
     """Of the axes whose sizes these are those that somebody looks at."""
     picked: set[int] = set(axes) if sizes.is_graph_output() else set()
     for node, index in sizes.uses():
-        indices = small_constant(node.inputs[1]) if node.op_type == "Gather" and index == 0 else None
-        if indices is None or any(not -len(axes) <= i < len(axes) for i in indices.ravel()):
+        found = None if node.domain or index else _read_of(node, axes)
+        if found is None:
             return set(axes)
-        picked.update(axes[i] for i in indices.ravel())
+        picked.update(found)
     return picked
+
+
+def _read_of(node: onnx_ir.Node, axes: list[int]) -> list[int] | None:
+    """What Gather or Slice takes of the sizes of these axes; None where that is not known."""
+    if node.op_type == "Gather":
+        indices = small_constant(node.inputs[1])
+        if indices is None or any(not -len(axes) <= i < len(axes) for i in indices.ravel()):
+            return None
+        return [axes[i] for i in indices.ravel()]
+    # Before opset 10 the numbers of Slice are attributes.
+    numbers = [small_constant(value) for value in node.inputs[1:]]
+    if node.op_type != "Slice" or len(numbers) < 2 or any(array is None or array.size != 1 for array in numbers):
+        return None
+    start, end, *rest = (int(array.item()) for array in numbers if array is not None)
+    return axes[start:end] if rest in ([], [0], [0, 1], [-1], [-1, 1]) else None

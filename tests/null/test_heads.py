@@ -28,6 +28,11 @@ MASK = """asked = Concat<axis=0>(n, minus, t, t) flat = Reshape(asked, minus) le
     ones = ConstantOfShape<value=int64[1] {1}>(length) minuses = Mul(ones, minus) open = Equal(flat, minuses)
     sizes = Where(open, ones, flat) last = Slice(x, zero, one, two) turned = Transpose<perm=[0,2,1]>(last)
     one4 = Unsqueeze(turned, one) mask = Expand(one4, sizes)"""
+# As scaled_dot_product_attention is written: by the size of a head, which is the last of a shape.
+SCALED = ATTENTION.replace(
+    "m = Add(p, mask)",
+    "hs = Shape(qt) hd = Slice(hs, minus, many) hf = Cast<to=1>(hd) pd = Div(p, hf) m = Add(pd, mask)",
+)
 FORMS = {
     "open, both ways": f"""{SIZES} {MASK} split = Concat<axis=0>(n, t, minus, four) join = Concat<axis=0>(n, t, minus)
         {ATTENTION}""",
@@ -37,6 +42,8 @@ FORMS = {
         {ATTENTION}""",
     "Shape of a part": f"""n = Shape<start=0, end=1>(x) t = Shape<start=1, end=2>(x) {MASK}
         split = Concat<axis=0>(n, t, minus, four) join = Concat<axis=0>(n, t, minus) {ATTENTION}""",
+    "scaled by the size of a head": f"""{SIZES} {MASK} split = Concat<axis=0>(n, t, three, four)
+        join = Concat<axis=0>(n, t, twelve) {SCALED}""",
 }
 NUMBERS = {
     "zero": [0],
@@ -51,8 +58,12 @@ NUMBERS = {
 
 
 def attention(form: str) -> onnx.ModelProto:
+    return attention_of(FORMS[form])
+
+
+def attention_of(body: str) -> onnx.ModelProto:
     weights = {"Q": (6, 12), "K": (6, 12), "V": (6, 12), "O": (12, 5)}
-    model = with_integers(build(FORMS[form], x="N, S, 6", y="N, S, 5", **weights), **NUMBERS, heads=[3, 4])
+    model = with_integers(build(body, x="N, S, 6", y="N, S, 5", **weights), **NUMBERS, heads=[3, 4])
     for name, number in (("zeroth", 0), ("first", 1)):
         model.graph.initializer.append(onnx.helper.make_tensor(name, onnx.TensorProto.INT64, [], [number]))
     return model
@@ -65,6 +76,13 @@ def test_heads_go_whole(form: str) -> None:
     found = removable(find_channels(program)).dimensions
     for seed in range(4):
         assert_same(program, random_kept(found, seed), seed, N=2, S=3 + seed)
+
+
+@pytest.mark.parametrize("taken", ["Slice(hs, one, two)", "Slice(hs, zero, many, zero, two)", "Slice(hs, n, many)"])
+def test_heads_whose_number_may_be_read_stay(taken: str) -> None:
+    form = FORMS["scaled by the size of a head"].replace("Slice(hs, minus, many)", taken).replace("(hd)", "(he)")
+    model = attention_of(form.replace("hf =", "he = ReduceMin<keepdims=0>(hd) hf ="))
+    assert text(read(model)) == []
 
 
 def test_shapes_that_say_it_already_stay() -> None:
