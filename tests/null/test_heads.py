@@ -103,6 +103,19 @@ def test_what_is_open_is_found() -> None:
     assert [shapes["mask"][1], shapes["s"][1], shapes["ct"][2:], shapes["cs"][-1]] == [1, 3, [3, 4], 12]  # type: ignore[index]
 
 
+@pytest.mark.parametrize("opset", [13, 17])
+def test_what_is_asked_for_is_found(opset: int) -> None:
+    """[N, C, H, W] to [N, C, -1], N and C taken of the Shape, as the patches of a ViT are: before opset 14 too."""
+    body = """a = Conv(x, A) s = Shape(a) b = Slice(s, zero, two, zero) c = Concat<axis=0>(b, minus) r = Reshape(a, c)
+        t = Transpose<perm=[0,2,1]>(r) m = MatMul(t, B) u = Relu(m) y = MatMul(u, C)"""
+    model = build(body, x="N, 3, 4, 4", y="N, T, C", opset=opset, A=(8, 3, 2, 2), B=(8, 12), C=(12, 5))
+    program = read(with_integers(model, **NUMBERS))
+    shapes = infer_shapes(program.model)
+    assert (shapes["r"], shapes["t"], shapes["u"]) == (["N", 8, 9], ["N", 9, 8], ["N", 9, 12])
+    assert text(program) == ["12: m / y"]
+    assert_same(program, random_kept(removable(find_channels(program)).dimensions, 0))
+
+
 def test_what_cannot_be_known_is_not_said() -> None:
     """Of two open sizes neither follows, nor where what stands before them may differ."""
     body = "a = MatMul(x, A) s = Shape(z) r = Reshape(a, s) y = Relu(r)"
