@@ -148,7 +148,10 @@ class Removal:
         return Smaller(self._cut_down(kept, {}), self.program.model, kept)
 
     def make(self, kept: Kept, fitted: bool = True) -> Smaller:
-        """The program without the other channels; with data what reads them `fitted` to what it then gets."""
+        """The program without the other channels; with data what reads them `fitted` to what it then gets.
+
+        What the fit leaves without a reader, such as units that never fire on the data, goes as well.
+        """
         weights = self._solved(kept)
         program, error, value = self._cut_down(kept, weights), None, None
         if self.judge is not None:
@@ -159,7 +162,29 @@ class Removal:
                 found = self.judge.compare(self._model(other))
                 if self._worth(*found) < self._worth(error, value):
                     weights, program, (error, value) = better, other, found
-        return Smaller(program, _export(self._masked(kept), weights), kept, weights, error, value)
+        masked = _export(self._masked(kept), weights)
+        if fitted:
+            live = self._read(masked, kept)
+            if sum(map(len, live.values())) != sum(map(len, kept.values())) or len(live) != len(kept):
+                kept, program = live, self._cut_down(live, weights)
+        return Smaller(program, masked, kept, weights, error, value)
+
+    def _read(self, fitted: onnx_ir.Model, kept: Kept) -> Kept:
+        """Of the channels that stay those that are not dead in a fitted model, and as many as keep the count good."""
+        program = Program(fitted, find_layers(fitted), self.program.source)
+        channels = find_channels(program)
+        # A new bias is a new place: dimensions are the same where the layers' are.
+        own = {(dimension.rows, dimension.columns): dimension for dimension in self._dimensions}
+        known = {one: d for one in channels.dimensions.values() if (d := own.get((one.rows, one.columns))) is not None}
+        found = dict(kept)
+        for one, live in live_channels(program, channels, [*known]).items():
+            dimension = known[one]
+            stay = kept.get(dimension, np.arange(dimension.size))
+            among = live & np.isin(np.arange(dimension.size), stay)
+            least = enough(dimension, among, self._layers)
+            if least is not None and len(least) < len(stay):
+                found[dimension] = stay[np.sort(np.argsort(~among[stay], kind="stable")[: len(least)])]
+        return {d: found[d] for d in self._dimensions if d in found}
 
     def heal(self, smaller: Smaller, limit: Limit) -> Smaller:
         """The same channels with trained weights, biases and norms; or as it was, where they are no better.

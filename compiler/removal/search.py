@@ -190,7 +190,7 @@ class _Search:
         smaller, point = self._make(at), self.points[at]
         missed = missed or self._missed_by(at, smaller)
         frontier = self._report(at)
-        share = removal.weights().gone(point.kept)
+        share = removal.weights().gone(smaller.kept)
         return Removed(
             smaller.program, smaller.masked, removal, share, point.timings, frontier, missed, healing=smaller.healing
         )

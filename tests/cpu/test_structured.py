@@ -113,6 +113,25 @@ def test_what_others_can_replace_goes_with_data(options: dict[str, Any], smaller
     assert [d.shape_after for d in report.decisions] == [(32, 48), (10, 32)]
 
 
+def test_what_the_fit_leaves_unread_goes(
+    options: dict[str, Any], smaller_wins: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as units that never fire on the data; what is left is no other model."""
+    unread, solved = np.arange(64) % 8 < 3, Removal._solved
+
+    def fitted(self: Removal, kept: Any) -> Any:
+        weights = solved(self, kept)
+        for new in weights.values():
+            new.matrix[:, unread] = 0
+        return weights
+
+    monkeypatch.setattr(Removal, "_solved", fitted)
+    monkeypatch.setattr(Removal, "_repaired", lambda self, kept, weights: weights)
+    report = sparsec.compile(redundant(), CompileConfig(sparsity=0.1, calib=samples(), **options)).report
+    assert report.decisions[0].shape_after == (24, 48)
+    assert report.decisions[1].shape_after == (10, 24)
+
+
 def test_slower_is_declined(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runtime, "compare", lambda dense, sparse, pairs=7: Comparison(1.0, 2.0, 0.5, (0.5, 0.5)))
     result = sparsec.compile(redundant(), CompileConfig(sparsity=0.5, **options))
