@@ -43,6 +43,7 @@ from tasks import TASKS, cifar, found, prepare_cifar
 
 from sparsec import CompileConfig
 from sparsec.compiler.context import Silent, make_context
+from sparsec.compiler.decide import STEADY
 from sparsec.compiler.frontend import read
 from sparsec.compiler.removal import Removal
 from sparsec.torch import PSP, Gradual, Magnitude, PruneConfig, finalize, prune
@@ -191,14 +192,17 @@ def tables(rows: list[Row]) -> str:
     for (pattern, sparsity, method, epochs), group in sorted(groups.items()):
         metric = np.array([100 * row["metric"] for row in group])
         spread = f" ± {metric.std(ddof=1):.1f} ({len(group)})" if len(group) > 1 else ""
-        speeds = [
-            f"{np.median([row[b][0] for row in group]):.2f}x" if all(b in row for row in group) else "-"
-            for b in ("batch 1", "batch 16")
-        ]
+        speeds = [_speed([row[b] for row in group if b in row]) for b in ("batch 1", "batch 16")]
         text.append(
             f"| {pattern} | {sparsity:.0%} | {method} | {epochs} | {metric.mean():.1f}{spread} | {' | '.join(speeds)} |"
         )
     return "\n".join(text)
+
+
+def _speed(found: list[list[float]]) -> str:
+    """The median of those whose quartiles are as near as decisions ask: others say how busy the machine was."""
+    steady = [median for median, low, high in found if high < STEADY * low]
+    return f"{np.median(steady):.2f}x" if steady else "unsteady" if found else "-"
 
 
 def store(path: Path, rows: list[Row]) -> list[Row]:

@@ -262,8 +262,10 @@ def _as_it_is(context: Context) -> Context:
         "layer_sparsity": (),
         "speedup": None,
         "max_drop": None,
+        "pick": None,
+        "survey": False,
+        "heal": None,
     }
-    nothing |= {"pick": None, "survey": False, "heal": None}
     config = context.config.model_copy(update=nothing)
     return dataclasses.replace(context, config=config)
 

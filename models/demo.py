@@ -33,7 +33,7 @@ def main() -> int:
     from ..compiler.artifact import load
     from ..compiler.cli import main as cli
 
-    print(f"$ sparsec {GROUP16.name} -o out --batch 1,16\n", flush=True)
+    print(f"$ sparsec {os.path.relpath(GROUP16)} -o out --batch 1,16\n", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "out"
         with _working_in(folder):  # the recipe that is printed then says "out", as the command does
@@ -51,6 +51,7 @@ def main() -> int:
         for name, session in sessions.items():
             share = accuracy(predictor(session), x_test, y_test)
             print(f"  {share:7.2%}  {name}")
+    print("\nThe demo's out/ was temporary and is gone: the command above makes one that stays.")
     return 0
 
 

@@ -17,10 +17,9 @@ from sparsec.compiler.config import Tune
 from sparsec.compiler.context import Silent, make_context
 from sparsec.compiler.driver import relative_error
 from sparsec.compiler.frontend import read
-from sparsec.compiler.removal import Removal, search
+from sparsec.compiler.removal import Removal
 from sparsec.compiler.removal import removal as removal_module
 from sparsec.compiler.runtime import Comparison
-from sparsec.ir import Timing
 from sparsec.models.lstm_lm import lstm_lm
 from sparsec.models.mlp import mlp, stack
 from sparsec.models.tinyvgg16 import tinyvgg16
@@ -39,23 +38,6 @@ needs_assets = pytest.mark.skipif(not ASSETS.is_dir(), reason="the models of ../
 @pytest.fixture
 def options(tmp_path: Path) -> dict[str, Any]:
     return {"pattern": "structured", "cache": tmp_path, "tune": Tune.OFF, "threads": 2}
-
-
-@pytest.fixture
-def smaller_wins(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Timings that do not depend on how busy the machine is."""
-    monkeypatch.setattr(runtime, "compare", lambda dense, sparse, pairs=7: Comparison(2.0, 1.0, 2.0, (2.0, 2.0)))
-
-
-@pytest.fixture
-def as_fast_as_it_is_small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A model without half of its bytes is twice as fast."""
-
-    def compare(program: Any, smaller: Any, workload: Any, context: Any) -> tuple[Timing, ...]:
-        ratio = program.nbytes / smaller.program.nbytes
-        return tuple(Timing(batch, batch, ratio, 1.0, ratio, (ratio, ratio)) for batch in workload.feeds)
-
-    monkeypatch.setattr(search, "_compare", compare)
 
 
 def redundant(seed: int = 0) -> onnx.ModelProto:

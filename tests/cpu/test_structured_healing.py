@@ -10,15 +10,12 @@ import pytest
 
 import sparsec
 from sparsec import CompileConfig, UsageError
-from sparsec.compiler import runtime
 from sparsec.compiler.budget.judge import Judge
 from sparsec.compiler.config import Tune
 from sparsec.compiler.exporter import session_source
 from sparsec.compiler.frontend import read
 from sparsec.compiler.machine import Cpu
-from sparsec.compiler.removal import search
-from sparsec.compiler.runtime import Comparison, random_feeds
-from sparsec.ir import Timing
+from sparsec.compiler.runtime import random_feeds
 from sparsec.models.lstm_lm import lstm_lm
 from sparsec.models.mlp import mlp
 from sparsec.models.tinyvgg16 import tinyvgg16
@@ -44,23 +41,6 @@ def options(tmp_path: Path) -> dict[str, Any]:
     np.savez(tmp_path / "data.npz", input=X, labels=LABELS)
     own = {"calib": tmp_path / "data.npz", "cache": tmp_path, "tune": Tune.OFF, "threads": 1, "samples": 1500}
     return {"pattern": "structured", "sparsity": 0.85, **own}
-
-
-@pytest.fixture
-def smaller_wins(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Timings that do not depend on how busy the machine is."""
-    monkeypatch.setattr(runtime, "compare", lambda dense, sparse, pairs=7: Comparison(2.0, 1.0, 2.0, (2.0, 2.0)))
-
-
-@pytest.fixture
-def as_fast_as_it_is_small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A model without half of its bytes is twice as fast."""
-
-    def compare(program: Any, smaller: Any, workload: Any, context: Any) -> tuple[Timing, ...]:
-        ratio = program.nbytes / smaller.program.nbytes
-        return tuple(Timing(batch, batch, ratio, 1.0, ratio, (ratio, ratio)) for batch in workload.feeds)
-
-    monkeypatch.setattr(search, "_compare", compare)
 
 
 def report_of(model: Any = MODEL, **given: Any) -> Report:
